@@ -222,7 +222,7 @@ def geodesic_distance(colour_distance, links, clip):
 
 # %% ../nbs/02_saliency.ipynb #ca42be31
 def boundary_connectivity(geodesic, border, sigma):
-    "How firmly each superpixel's region is tied to the border, float64 `(n,)` from 0 (Zhu et al., CVPR 2014, section 3)."
+    "How firmly each superpixel's region is tied to the border, float64 `(n,)`, >= 0 (Zhu, CVPR 2014, section 3)."
     belongs = falloff(geodesic, sigma)
     return belongs[:, border].sum(1) / np.sqrt(belongs.sum(1))
 
