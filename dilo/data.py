@@ -265,7 +265,13 @@ def _write_bmp(pixels, path):
     path.write_bytes(buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
-# %% ../nbs/01_data.ipynb #356aa753
+# %% ../nbs/01_data.ipynb #480d7832
+def _is_world(folder):
+    "Whether nothing but an embedded world lies in the folder."
+    return ({p.name for p in folder.iterdir()} == {"train", "val", "masks", "index.csv"}
+            and {p.name for p in (folder / "train").iterdir()} == set(CLASSES))
+
+
 def write_world(folder, *, train=4000, val=1000, size=64, correlation=.7, seed=0, progress=True):
     """The sha256 over all pixels of the world just written to `folder`, image then mask, row by row of its index.csv.
 
@@ -277,8 +283,9 @@ def write_world(folder, *, train=4000, val=1000, size=64, correlation=.7, seed=0
     if min(train, val) < len(CLASSES):
         raise ValueError(f"train={train}, val={val}: each needs at least {len(CLASSES)} images, one per class")
     folder = Path(folder).resolve()
-    if folder.exists() and not {p.name for p in folder.iterdir()} <= {"train", "val", "masks", "index.csv"}:
-        raise FileExistsError(f"{folder}: holds more than an embedded world; choose an empty or a new folder")
+    if folder.exists() and any(folder.iterdir()) and not _is_world(folder):
+        raise FileExistsError(f"{folder}: holds something other than an embedded world; "
+                              "choose an empty or a new folder")
     part = folder.with_name(folder.name + ".part")
     if part.exists():
         shutil.rmtree(part)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEARNING_ROOMS', 'epoch_batches', 'learning_rate', 'machine_precision', 'view_law', 'build_method', 'made_by',
-           'write_atomically', 'save_encoder', 'load_encoder', 'save_checkpoint', 'load_checkpoint', 'NonFiniteLoss',
-           'train_epoch', 'pretrain']
+           'recipe_saliency', 'write_atomically', 'save_encoder', 'load_encoder', 'save_checkpoint', 'load_checkpoint',
+           'NonFiniteLoss', 'train_epoch', 'pretrain']
 
 # %% ../nbs/07_train.ipynb #40e18865
 import hashlib
@@ -86,6 +86,29 @@ def made_by(settings, recipe, seed, images, rows, saliency):
     out |= dict(images=_checksum(images), rows=_checksum(rows))
     return out | dict(saliency=_checksum(saliency) if saliency is not None else "none")
 
+# %% ../nbs/07_train.ipynb #86408509
+def recipe_saliency(kind, folder, masks=None):
+    """The maps uint8 `(N, 1, H, W)` that a recipe's `saliency` means, or None for `none`.
+
+    folder: holds `rbd.npy` and others; masks: uint8 `(N, 1, H, W)`, the true ones. Raises ValueError where there are no
+    masks, FileNotFoundError naming the missing file."""
+    if kind == "none":
+        return None
+    if kind == "true_mask":
+        if masks is None:
+            raise ValueError("saliency = 'true_mask' is not allowed: these images have no masks")
+        return masks
+    path = Path(folder) / f"{'rbd' if kind == 'shuffled' else kind}.npy"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no saliency maps here; compute them first (dvc repro saliency)")
+    maps = np.load(path, mmap_mode="r")
+    if kind == "shuffled":
+        order = np.random.Generator(np.random.Philox(0)).permutation(len(maps))
+        other = np.empty_like(order)
+        other[order] = np.roll(order, 1)  # one cycle through all: nobody keeps its own
+        maps = maps[other]
+    return maps
+
 # %% ../nbs/07_train.ipynb #dece569d
 def write_atomically(path, write):
     "Calls `write(temporary path)`, flushes to the disk, and moves the result to `path`."
@@ -98,9 +121,11 @@ def write_atomically(path, write):
 
 
 def save_encoder(encoder, path, **about):
-    "Writes the encoder's weights as safetensors, with what is needed to build it again (and `about`, strings) as metadata."
+    "Writes the encoder's weights as safetensors; `about` says how to build it again (and more), as JSON in its metadata."
     state = {k: v.contiguous().clone() for k, v in encoder.state_dict().items()}
-    write_atomically(path, lambda part: save_file(state, part, metadata={k: str(v) for k, v in about.items()}))
+    # one key: safetensors writes several in no fixed order, and equal encoders would differ in bytes
+    metadata = {"dilo": json.dumps(about, sort_keys=True)}
+    write_atomically(path, lambda part: save_file(state, part, metadata=metadata))
 
 
 def load_encoder(path):
@@ -108,8 +133,8 @@ def load_encoder(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no encoder here; pre-train one first (dvc repro, or dilo.train.pretrain)")
     with safe_open(path, framework="pt") as f:
-        about, state = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
-    encoder = Encoder(about["backbone"], int(about["width"]), about["stem"])
+        about, state = json.loads(f.metadata()["dilo"]), {k: f.get_tensor(k) for k in f.keys()}
+    encoder = Encoder(about["backbone"], about["width"], about["stem"])
     encoder.load_state_dict(state, strict=True)
     return encoder.eval().requires_grad_(False)
 
