@@ -1,0 +1,39 @@
+# make repro    runs the pipeline and says where the report is   (PROFILE=smoke for two minutes of everything)
+# make test     runs every test
+# make lab      opens the notebooks in JupyterLab
+# make export   writes dilo/ and README.md from the notebooks
+# make lint     checks style
+
+PYTHON ?= python3
+PROFILE ?= default
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+SETUP := .venv/.installed
+
+.PHONY: repro test lab export lint
+
+repro: $(SETUP)
+	python -m dilo.config $(PROFILE)
+	dvc repro
+	@echo "The report: $(CURDIR)/reports/index.html"
+
+test: $(SETUP)
+	nbdev_test --n_workers 1 --timing
+	pytest
+
+lab: $(SETUP)
+	jupyter lab nbs
+
+export: $(SETUP)
+	nbdev_clean
+	nbdev_export
+	python -m dilo.workflow readme
+
+lint: $(SETUP)
+	ruff check nbs tests benchmarks
+
+$(SETUP): requirements.lock pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 10) else 'dilo needs Python >= 3.10: make PYTHON=python3.11 ...')"
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(SETUP)
