@@ -4,6 +4,7 @@ Looks for the folders saliency_objects and saliency_people (each with images/*.j
 the folder named by the environment variable DILO_REAL_DATA, by default ../shared/data from the project root.
 Images are used at their stored size; ms is the median over images, on one core. The last lines time a 64 px image.
 """
+
 import os
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # read when NumPy is loaded
@@ -48,8 +49,10 @@ def main():
     data = Path(os.environ.get("DILO_REAL_DATA", ROOT.parent / "shared" / "data"))
     absent = [str(data / name) for name in FOLDERS if not (data / name).is_dir()]
     if absent:
-        print(f"Nothing to measure: {' and '.join(absent)} not found. Set DILO_REAL_DATA to the folder that holds "
-              f"{' and '.join(FOLDERS)}.")
+        print(
+            f"Nothing to measure: {' and '.join(absent)} not found. Set DILO_REAL_DATA to the folder that holds "
+            f"{' and '.join(FOLDERS)}."
+        )
         return
     small = []
     print(f"{'folder':18}{'images':>7}  {'method':8}{'max F':>7}{'MAE':>7}{'ms':>8}")

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 # %% ../nbs/00_config.ipynb #4f6d2032
 class Section(BaseModel):
     "A part of params.yaml: values of the exact type, no unknown keys, unchangeable once read."
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
@@ -28,6 +29,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 # %% ../nbs/00_config.ipynb #581b420f
 class World(Section):
     "The embedded world: rendered objects on photographed backgrounds."
+
     train: int = Field(4000, ge=10, description="images to learn from")
     val: int = Field(1000, ge=10, description="images held out")
     correlation: Probability = Field(0.7, description="probability that a class appears on its own background family")
@@ -36,6 +38,7 @@ class World(Section):
 
 class Data(Section):
     "Which images there are."
+
     source: Literal["world", "folder"] = Field("world", description="the embedded world, or a folder of photos")
     folder: str | None = Field(None, description="ImageFolder tree with train/<class>/* and val/<class>/*")
     masks: str | None = Field(None, description="tree of masks with the layout of the folder")
@@ -45,12 +48,14 @@ class Data(Section):
 
 class Saliency(Section):
     "How saliency maps are computed."
+
     size: int = Field(224, ge=32, le=1024, description="smaller images are enlarged to this longest side first, px")
     jobs: int = Field(2, ge=1, description="processes")
 
 # %% ../nbs/00_config.ipynb #640a0d07
 class Recipe(Section):
     "A method on views; the paste options are those of DiLo (AAAI 2021)."
+
     method: Literal["moco_v2"] = Field(description="how the encoder learns")
     saliency: Literal["none", "rbd", "centre", "true_mask", "shuffled"] = Field(
         "none", description="the map that cuts out the foreground; `shuffled` gives each image the rbd map of another"
@@ -62,11 +67,13 @@ class Recipe(Section):
 
 class Views(Section):
     "What a view is."
+
     size: int = Field(64, ge=16, le=1024, description="side of a view, px")
 
 
 class Model(Section):
     "The encoder."
+
     backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
     width: int = Field(64, ge=8, multiple_of=8, description="channels of the first stage; torchvision's is 64")
     stem: Literal["small", "imagenet"] = Field("imagenet", description="small: 3x3 convolution of stride 2, no pooling")
@@ -74,6 +81,7 @@ class Model(Section):
 
 class MocoV2(Section):
     "MoCo v2 (Chen et al., 2020)."
+
     queue: int = Field(65536, ge=1, description="negative keys kept, larger than the batch")
     momentum: Probability = Field(0.999, description="share of the key encoder that a step keeps")
     temperature: float = Field(0.2, gt=0)
@@ -82,6 +90,7 @@ class MocoV2(Section):
 # %% ../nbs/00_config.ipynb #c97184a4
 class Train(Section):
     "The optimisation: SGD, linear warm-up, cosine to zero."
+
     epochs: int = Field(ge=1)
     batch: int = Field(ge=2, description="images a step, over all processes")
     lr: float = Field(gt=0, description="learning rate at its highest, for the whole batch")
@@ -93,12 +102,14 @@ class Train(Section):
 
 class Knn(Section):
     "Weighted nearest neighbours (Wu et al., CVPR 2018, section 3.4)."
+
     k: int = Field(200, ge=1)
     temperature: float = Field(0.07, gt=0)
 
 
 class Linear(Section):
     "Logistic regression on frozen features."
+
     penalties: list[Annotated[float, Field(gt=0)]] = Field(
         [1e-4, 1e-3, 1e-2, 1e-1, 1.0], min_length=1, description="L2 penalties to choose from on a part of train"
     )
@@ -107,18 +118,21 @@ class Linear(Section):
 
 class Evaluate(Section):
     "How the frozen encoder is measured."
+
     knn: Knn = Knn()
     linear: Linear = Linear()
 
 
 class Study(Section):
     "Which recipes the pipeline compares, each with every seed."
+
     recipes: list[Name] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
 
 
 class Settings(Section):
     "All of params.yaml."
+
     data: Data = Data()
     saliency: Saliency = Saliency()
     views: Views = Views()
@@ -176,9 +190,16 @@ def _contradictions(s, root):
             yield f"data.{key} = {path!r} is not allowed: there is no folder {(root / path).resolve()}"
     for name, recipe in s.recipes.items():
         if recipe.probability > 0 and recipe.saliency == "none":
-            yield (f"recipes.{name}.saliency = 'none' is not allowed with probability = {recipe.probability}: "
-                   "a paste needs a map (rbd, centre, true_mask or shuffled)")
-        if recipe.saliency == "true_mask" and name in s.study.recipes and s.data.source == "folder" and s.data.masks is None:
+            yield (
+                f"recipes.{name}.saliency = 'none' is not allowed with probability = {recipe.probability}: "
+                "a paste needs a map (rbd, centre, true_mask or shuffled)"
+            )
+        if (
+            recipe.saliency == "true_mask"
+            and name in s.study.recipes
+            and s.data.source == "folder"
+            and s.data.masks is None
+        ):
             yield f"recipes.{name}.saliency = 'true_mask' is not allowed: data.masks is null, there are no masks"
     for name in s.study.recipes:
         if name not in s.recipes:

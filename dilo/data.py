@@ -33,8 +33,18 @@ _ANGLES = 2048  # a power of two; at the edge of a 128 px canvas one step is a f
 _PHI = np.arange(_ANGLES) * (2 * math.pi / _ANGLES)
 _COS, _SIN = np.cos(_PHI), np.sin(_PHI)
 # (m, n1, n2, n3) of the superformula, in the order of CLASSES
-_OUTLINES = ((20, 6, 14, 14), (4, 1, 4, 4), (16, .9, 2.6, 2.6), (2, .6, 1, 2), (2, .7, 1, 1),
-             (4, 2.2, 2.2, 2.2), (4, .6, .7, .7), (4, 9, 9, 9), (5, 2, 7, 7), (3, 3, 6.5, 6.5))
+_OUTLINES = (
+    (20, 6, 14, 14),
+    (4, 1, 4, 4),
+    (16, 0.9, 2.6, 2.6),
+    (2, 0.6, 1, 2),
+    (2, 0.7, 1, 1),
+    (4, 2.2, 2.2, 2.2),
+    (4, 0.6, 0.7, 0.7),
+    (4, 9, 9, 9),
+    (5, 2, 7, 7),
+    (3, 3, 6.5, 6.5),
+)
 
 
 def superformula(phi, m, n1, n2, n3):
@@ -45,27 +55,33 @@ def superformula(phi, m, n1, n2, n3):
 def _outline(label, side, rng):
     "Radius (2048,) in pixels of one random object of the class, and how far it is turned, in 2048ths of a turn."
     m, *exponents = _OUTLINES[label]
-    x, y = _COS / rng.uniform(.75, 1.33), _SIN
-    r = superformula(np.arctan2(y, x) % (2 * math.pi), m, *(n * rng.uniform(.85, 1.18) for n in exponents))
+    x, y = _COS / rng.uniform(0.75, 1.33), _SIN
+    r = superformula(np.arctan2(y, x) % (2 * math.pi), m, *(n * rng.uniform(0.85, 1.18) for n in exponents))
     r /= np.hypot(x, y)
-    r *= math.sqrt(rng.uniform(.115, .318) * side**2 / (math.pi * np.mean(r * r)))
+    r *= math.sqrt(rng.uniform(0.115, 0.318) * side**2 / (math.pi * np.mean(r * r)))
     turn = int(rng.random() * _ANGLES)
     r = np.roll(r, turn)
     return r * min(1, side / np.ptp(r * _COS), side / np.ptp(r * _SIN)), turn
 
 # %% ../nbs/01_data.ipynb #85dc96e1
 _PATTERNS = (
-    lambda u, v, rho, phi, f, p: np.sin(round(f * .7) * phi + p),                               # spokes
-    lambda u, v, rho, phi, f, p: np.sin(f * u + p) * np.sin(f * v) * 1.5,                       # checks
-    lambda u, v, rho, phi, f, p: np.sin(f * rho + p),                                           # rings
-    lambda u, v, rho, phi, f, p: np.sin(f * u * .5 + p),                                        # bands across
-    lambda u, v, rho, phi, f, p: np.sin(f * (v + .5 * np.abs(u)) + p),                          # veins
-    lambda u, v, rho, phi, f, p: np.sin(f * .6 * u + p + 2 * np.sin(f * .5 * v)),               # marble
-    lambda u, v, rho, phi, f, p: np.sin(3 * phi + f * .8 * rho + p),                            # spiral
-    lambda u, v, rho, phi, f, p: np.maximum(np.sin(f * u + p), np.sin(f * v + p)) * 1.4 - .6,   # grid
-    lambda u, v, rho, phi, f, p: (np.sin(f * u + p) + np.sin(f * (.5 * u + .866 * v))           # dots
-                                  + np.sin(f * (.5 * u - .866 * v))) * .7,
-    lambda u, v, rho, phi, f, p: np.sin(f * (u + v) * .7 + p),                                  # stripes
+    lambda u, v, rho, phi, f, p: np.sin(round(f * 0.7) * phi + p),  # spokes
+    lambda u, v, rho, phi, f, p: np.sin(f * u + p) * np.sin(f * v) * 1.5,  # checks
+    lambda u, v, rho, phi, f, p: np.sin(f * rho + p),  # rings
+    lambda u, v, rho, phi, f, p: np.sin(f * u * 0.5 + p),  # bands across
+    lambda u, v, rho, phi, f, p: np.sin(f * (v + 0.5 * np.abs(u)) + p),  # veins
+    lambda u, v, rho, phi, f, p: np.sin(f * 0.6 * u + p + 2 * np.sin(f * 0.5 * v)),  # marble
+    lambda u, v, rho, phi, f, p: np.sin(3 * phi + f * 0.8 * rho + p),  # spiral
+    lambda u, v, rho, phi, f, p: np.maximum(np.sin(f * u + p), np.sin(f * v + p)) * 1.4 - 0.6,  # grid
+    lambda u, v, rho, phi, f, p: (
+        (
+            np.sin(f * u + p)
+            + np.sin(f * (0.5 * u + 0.866 * v))  # dots
+            + np.sin(f * (0.5 * u - 0.866 * v))
+        )
+        * 0.7
+    ),
+    lambda u, v, rho, phi, f, p: np.sin(f * (u + v) * 0.7 + p),  # stripes
 )
 
 
@@ -77,19 +93,19 @@ def _hsv(hue, saturation, value):
 # %% ../nbs/01_data.ipynb #d6575665
 def _surface(label, u, v, rho, phi, rim, rng):
     "Colours (3, h, w) in [0, 1] of the object's surface; `rim` is 0 at its centre and 1 on its outline."
-    hue, f, p = label / 10 + rng.uniform(-.14, .14), rng.uniform(7, 13), rng.uniform(0, 2 * math.pi)
-    light = _hsv(hue, rng.uniform(.25, .9), rng.uniform(.7, 1))
-    dark = _hsv(hue + rng.uniform(-.25, .25), rng.uniform(.25, .9), rng.uniform(.2, .55))
-    angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(.1, .35)
-    mix = np.clip(.5 + 1.2 * _PATTERNS[label](u, v, rho, phi, f, p), 0, 1)
-    shading = 1 + strength * (math.cos(angle) * u + math.sin(angle) * v) - .25 * np.minimum(rim, 1) ** 4
+    hue, f, p = label / 10 + rng.uniform(-0.09, 0.09), rng.uniform(7, 13), rng.uniform(0, 2 * math.pi)
+    light = _hsv(hue, rng.uniform(0.3, 0.95), rng.uniform(0.7, 1))
+    dark = _hsv(hue + rng.uniform(-0.14, 0.14), rng.uniform(0.3, 0.95), rng.uniform(0.2, 0.55))
+    angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0.1, 0.35)
+    mix = np.clip(0.5 + 1.2 * _PATTERNS[label](u, v, rho, phi, f, p), 0, 1)
+    shading = 1 + strength * (math.cos(angle) * u + math.sin(angle) * v) - 0.25 * np.minimum(rim, 1) ** 4
     return np.clip((light + (dark - light) * mix) * shading, 0, 1)
 
 # %% ../nbs/01_data.ipynb #b4635693
 @lru_cache(maxsize=4)
 def _polar(side):
     "Angle number (2 side, 2 side) and distance in pixels of every offset from the point in the middle."
-    offset = np.arange(-side, side) + .5
+    offset = np.arange(-side, side) + 0.5
     turns = np.arctan2(offset[:, None], offset) / (2 * math.pi) % 1
     # to the nearest: the diagonals then fall on a number, not between two, where the last bit would decide
     return np.rint(turns * _ANGLES).astype(np.int64) & (_ANGLES - 1), np.hypot(offset[:, None], offset)
@@ -108,23 +124,27 @@ def _draw_object(label, size, rng):
     side = 2 * size
     r, turn = _outline(label, side, rng)
     slope = (np.roll(r, -1) - np.roll(r, 1)) * (_ANGLES / (4 * math.pi))
-    (cx, x0, x1), (cy, y0, y1) = _place(r * _COS, side, .04, rng), _place(r * _SIN, side, .04, rng)
+    (cx, x0, x1), (cy, y0, y1) = _place(r * _COS, side, 0.04, rng), _place(r * _SIN, side, 0.04, rng)
     window = slice(side - cy + y0, side - cy + y1), slice(side - cx + x0, side - cx + x1)
     k, rho = (table[window] for table in _polar(side))
-    alpha = np.clip((r[k] - rho) * (r / np.hypot(r, slope))[k] + .5, 0, 1)
+    alpha = np.clip((r[k] - rho) * (r / np.hypot(r, slope))[k] + 0.5, 0, 1)
     own, unit = (k - turn) & (_ANGLES - 1), rho / math.sqrt(np.mean(r * r))
     colour = _surface(label, unit * _COS[own], unit * _SIN[own], unit, _PHI[own], rho / r[k], rng)
     drawn = np.concatenate([colour * alpha, alpha[None]])
     rows = drawn[:, ::2] + drawn[:, 1::2]
     canvas = np.zeros((4, size, size))
-    canvas[:, y0 // 2:y1 // 2, x0 // 2:x1 // 2] = (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
+    canvas[:, y0 // 2 : y1 // 2, x0 // 2 : x1 // 2] = (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
     return canvas[:3], canvas[3:]
 
 # %% ../nbs/01_data.ipynb #bd8d4505
 # colour range per family, as (low, high) of each channel's factor; grey photos need one to be told apart
-_TINTS = {"grass": ((.55, .95, .35), (.80, 1.2, .60)), "gravel": ((.80, .90, 1.0), (1.0, 1.1, 1.3)),
-          "brick": ((1.0, .55, .40), (1.3, .80, .65)), "noise": ((.35,) * 3, (1.3,) * 3)}
-_NO_TINT = ((.88,) * 3, (1.12,) * 3)
+_TINTS = {
+    "grass": ((0.55, 0.95, 0.35), (0.80, 1.2, 0.60)),
+    "gravel": ((0.80, 0.90, 1.0), (1.0, 1.1, 1.3)),
+    "brick": ((1.0, 0.55, 0.40), (1.3, 0.80, 0.65)),
+    "noise": ((0.35,) * 3, (1.3,) * 3),
+}
+_NO_TINT = ((0.88,) * 3, (1.12,) * 3)
 
 
 def _noise_photo(side=512):
@@ -142,8 +162,11 @@ def background_photos():
         import skimage.data
         from sklearn.datasets import load_sample_image
     except ImportError as error:
-        raise ImportError(f"the embedded world's backgrounds are photos inside scikit-image and scikit-learn, and "
-                          f"{error.name!r} is not installed: pip install dilo[workflow]", name=error.name) from error
+        raise ImportError(
+            f"the embedded world's backgrounds are photos inside scikit-image and scikit-learn, and "
+            f"{error.name!r} is not installed: pip install dilo[workflow]",
+            name=error.name,
+        ) from error
     photos = {name: getattr(skimage.data, name)() for name in FAMILIES[:7]}
     return photos | {name: load_sample_image(name + ".jpg") for name in FAMILIES[7:9]} | {"noise": _noise_photo()}
 
@@ -179,11 +202,11 @@ def _draw_background(family, size, rng):
     "Background (3, size, size) in [0, 1]: a random crop of the family's photo in a random light."
     table = _summed_areas()[family]
     height, width = table.shape[1] - 1, table.shape[2] - 1
-    side = min(height, width) * rng.uniform(.45, .95)
+    side = min(height, width) * rng.uniform(0.45, 0.95)
     crop = _area_resize(table, rng.random() * (width - side), rng.random() * (height - side), side, size)
     low, high = np.array(_TINTS.get(FAMILIES[family], _NO_TINT))
-    light = rng.uniform(.8, 1.2) * (low + (high - low) * rng.random(3))
-    crop = crop[:, :, ::-1] if rng.random() < .5 else crop
+    light = rng.uniform(0.8, 1.2) * (low + (high - low) * rng.random(3))
+    crop = crop[:, :, ::-1] if rng.random() < 0.5 else crop
     return np.clip(crop * light[:, None, None], 0, 1)
 
 # %% ../nbs/01_data.ipynb #adbae6b3
@@ -206,7 +229,7 @@ def _draw_image(index, size, correlation, seed, split):
     background = _draw_background(family, size, rng)
     colour, alpha = _draw_object(label, size, rng)
     image = colour + (1 - alpha) * background
-    return *((255 * plane + .5).astype(np.uint8) for plane in (image, alpha)), family
+    return *((255 * plane + 0.5).astype(np.uint8) for plane in (image, alpha)), family
 
 # %% ../nbs/01_data.ipynb #84b6229f
 def mask_boxes(masks):
@@ -225,11 +248,13 @@ def _check_world(size, correlation, seed, **counts):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
             raise ValueError(f"{name}={value!r}: must be a whole number, at least {low}")
     if not 0 <= correlation <= 1:
-        raise ValueError(f"correlation={correlation!r}: must lie in [0, 1], the share of images on their class's "
-                         "own background family; the rest get any family")
+        raise ValueError(
+            f"correlation={correlation!r}: must lie in [0, 1], the share of images on their class's "
+            "own background family; the rest get any family"
+        )
 
 
-def render_world(n, *, size=64, correlation=.7, seed=0):
+def render_world(n, *, size=64, correlation=0.7, seed=0):
     """A `World` of `n` pictures, the first `n` training pictures of that seed; label `i % 10`.
 
     With probability `correlation` a picture has its class's own background family, else any of the ten.
@@ -250,6 +275,7 @@ def _progress(rounds, total, what, show):
     if not show:
         return rounds
     from tqdm.auto import tqdm
+
     return tqdm(rounds, total=total, desc=what)
 
 
@@ -268,11 +294,12 @@ def _write_bmp(pixels, path):
 # %% ../nbs/01_data.ipynb #480d7832
 def _is_world(folder):
     "Whether nothing but an embedded world lies in the folder."
-    return ({p.name for p in folder.iterdir()} == {"train", "val", "masks", "index.csv"}
-            and {p.name for p in (folder / "train").iterdir()} == set(CLASSES))
+    return {p.name for p in folder.iterdir()} == {"train", "val", "masks", "index.csv"} and {
+        p.name for p in (folder / "train").iterdir()
+    } == set(CLASSES)
 
 
-def write_world(folder, *, train=4000, val=1000, size=64, correlation=.7, seed=0, progress=True):
+def write_world(folder, *, train=4000, val=1000, size=64, correlation=0.7, seed=0, progress=True):
     """The sha256 over all pixels of the world just written to `folder`, image then mask, row by row of its index.csv.
 
     Writes folder/{train,val}/<class>/000000.bmp, masks (grey) under folder/masks in the same layout, and
@@ -284,13 +311,18 @@ def write_world(folder, *, train=4000, val=1000, size=64, correlation=.7, seed=0
         raise ValueError(f"train={train}, val={val}: each needs at least {len(CLASSES)} images, one per class")
     folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()) and not _is_world(folder):
-        raise FileExistsError(f"{folder}: holds something other than an embedded world; "
-                              "choose an empty or a new folder")
+        raise FileExistsError(
+            f"{folder}: holds something other than an embedded world; choose an empty or a new folder"
+        )
     part = folder.with_name(folder.name + ".part")
     if part.exists():
         shutil.rmtree(part)
-    todo = [(number, split, i) for number, (split, n) in enumerate((("train", train), ("val", val)))
-            for label in range(10) for i in range(label, n, 10)]
+    todo = [
+        (number, split, i)
+        for number, (split, n) in enumerate((("train", train), ("val", val)))
+        for label in range(10)
+        for i in range(label, n, 10)
+    ]
     digest, rows = hashlib.sha256(), []
     for number, split, i in _progress(todo, len(todo), "drawing", progress):
         image, mask, family = _draw_image(i, size, correlation, seed, number)
@@ -298,8 +330,9 @@ def write_world(folder, *, train=4000, val=1000, size=64, correlation=.7, seed=0
         path = f"{split}/{CLASSES[i % 10]}/{i:06d}.bmp"
         sha = _write_bmp(image, part / path)
         _write_bmp(mask, part / "masks" / path)
-        rows.append((split, path, f"masks/{path}", i % 10, CLASSES[i % 10], FAMILIES[family],
-                     *mask_boxes(mask[None])[0], sha))
+        rows.append(
+            (split, path, f"masks/{path}", i % 10, CLASSES[i % 10], FAMILIES[family], *mask_boxes(mask[None])[0], sha)
+        )
     _write_csv(rows, part / "index.csv")
     if folder.exists():
         shutil.rmtree(folder)
@@ -309,10 +342,12 @@ def write_world(folder, *, train=4000, val=1000, size=64, correlation=.7, seed=0
 # %% ../nbs/01_data.ipynb #8036b367
 def _check_index(table, file):
     "None, or ValueError naming the first thing in the table of strings that later code cannot live with."
+
     def need(ok, problem):
         if not np.all(ok):
             line = f", line {int(np.argmin(ok)) + 2}" if np.ndim(ok) else ""
             raise ValueError(f"{file}{line}: {problem}; write the index again (write_folder_index or write_world)")
+
     need(tuple(table.columns) == INDEX_COLUMNS, f"its columns must be {','.join(INDEX_COLUMNS)}")
     need(len(table) > 0, "it lists no images")
     need(table.split.isin(["train", "val"]), "split must be train or val")
@@ -322,8 +357,10 @@ def _check_index(table, file):
     need(table.sha256.str.fullmatch("[0-9a-f]{64}"), "sha256 must be 64 hexadecimal digits")
     need((table["mask"] != "").nunique() == 1, "some images have a mask and some have none")
     boxes = table[["x0", "y0", "x1", "y1"]]
-    need(boxes.apply(lambda c: c.str.fullmatch("[0-9]+")).all(axis=1) | (boxes == "").all(axis=1),
-         "x0,y0,x1,y1 must be four whole numbers or all empty")
+    need(
+        boxes.apply(lambda c: c.str.fullmatch("[0-9]+")).all(axis=1) | (boxes == "").all(axis=1),
+        "x0,y0,x1,y1 must be four whole numbers or all empty",
+    )
     names = table.groupby(table.label.astype(int)).class_name.unique()
     need(list(names.index) == list(range(len(names))), "labels must run from 0 without gaps")
     need(names.str.len().max() == 1 and names.str[0].is_unique, "a label and a class_name must go with each other")
@@ -353,8 +390,12 @@ def _list_split(root):
         raise FileNotFoundError(f"{root}: no such folder; photos must lie in train/<class>/ and val/<class>/")
     found = {}
     for name in sorted(entry.name for entry in root.iterdir() if entry.is_dir()):
-        found[name] = [Path(place) / file for place, _, files in sorted(os.walk(root / name, followlinks=True))
-                       for file in sorted(files) if file.lower().endswith(IMG_EXTENSIONS)]
+        found[name] = [
+            Path(place) / file
+            for place, _, files in sorted(os.walk(root / name, followlinks=True))
+            for file in sorted(files)
+            if file.lower().endswith(IMG_EXTENSIONS)
+        ]
         if not found[name]:
             raise ValueError(f"{root / name}: holds no images ({' '.join(IMG_EXTENSIONS)}); add some or remove it")
     if not found:
@@ -368,8 +409,10 @@ def _find_mask(photo, photos, masks):
     for ending in (".png", *IMG_EXTENSIONS):
         if (path := stem.with_name(stem.name + ending)).is_file():
             return path
-    raise FileNotFoundError(f"{photo}: its mask is missing, expected at {stem}.png (or another image ending); "
-                            "add it, or index without masks")
+    raise FileNotFoundError(
+        f"{photo}: its mask is missing, expected at {stem}.png (or another image ending); "
+        "add it, or index without masks"
+    )
 
 # %% ../nbs/01_data.ipynb #5bde2d7f
 def write_folder_index(out, photos, masks=None):
@@ -385,8 +428,10 @@ def write_folder_index(out, photos, masks=None):
             raise FileNotFoundError(f"{folder}: no such folder")
     splits = {split: _list_split(photos / split) for split in ("train", "val")}
     if differing := sorted(set(splits["train"]) ^ set(splits["val"])):
-        raise ValueError(f"{photos}: train and val must have the same classes, but only one of them has "
-                         f"{', '.join(differing[:5])}{' ...' * (len(differing) > 5)}")
+        raise ValueError(
+            f"{photos}: train and val must have the same classes, but only one of them has "
+            f"{', '.join(differing[:5])}{' ...' * (len(differing) > 5)}"
+        )
     rows = []
     for split, classes in splits.items():
         for label, (name, files) in enumerate(classes.items()):
@@ -407,8 +452,9 @@ def _decode(data, file, mode):
         image.load()
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's readers raise errors of many kinds on broken files
-        raise ValueError(f"{file}: cannot be read as an image ({error}); replace or remove it, "
-                         "then index the folder again") from error
+        raise ValueError(
+            f"{file}: cannot be read as an image ({error}); replace or remove it, then index the folder again"
+        ) from error
     if image.mode[0] in "IF":
         raise ValueError(f"{file}: has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits")
     return image.convert(mode)
@@ -428,8 +474,9 @@ def _read(file):
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{file}: listed in the index but not there; "
-                                "restore it or index the folder again") from None
+        raise FileNotFoundError(
+            f"{file}: listed in the index but not there; restore it or index the folder again"
+        ) from None
 
 
 def _load_pair(file, mask_file, sha256, size):
@@ -456,7 +503,7 @@ def _pack_rows(images_file, masks_file, first, rows, size):
         images[i], mask = _load_pair(*row, size)
         if masks is not None:
             masks[i] = mask
-    return None if masks is None else mask_boxes(masks[first:first + len(rows)])
+    return None if masks is None else mask_boxes(masks[first : first + len(rows)])
 
 # %% ../nbs/01_data.ipynb #fda568e9
 def _moved(paths, source, out):
@@ -476,8 +523,10 @@ def pack(index_folder, out, *, size, jobs=1, progress=True):
         raise ValueError(f"size={size!r}: must be a whole number of pixels, at least 1")
     table, source, out = read_index(index_folder), Path(index_folder).resolve(), Path(out).resolve()
     has_masks = bool((table["mask"] != "").all())
-    rows = [(source / p, source / m if has_masks else None, sha)
-            for p, m, sha in zip(table.path, table["mask"], table.sha256)]
+    rows = [
+        (source / p, source / m if has_masks else None, sha)
+        for p, m, sha in zip(table.path, table["mask"], table.sha256)
+    ]
     out.mkdir(parents=True, exist_ok=True)
     shapes = {"images.npy": (len(rows), 3, size, size)}
     if has_masks:
@@ -486,10 +535,18 @@ def pack(index_folder, out, *, size, jobs=1, progress=True):
     try:
         for name, shape in shapes.items():
             np.lib.format.open_memmap(parts[name], "w+", np.uint8, shape)
-        tasks = [joblib.delayed(_pack_rows)(parts["images.npy"], parts.get("masks.npy"), i, rows[i:i + 64], size)
-                 for i in range(0, len(rows), 64)]
-        boxes = list(_progress(joblib.Parallel(n_jobs=jobs, return_as="generator")(tasks), len(tasks),
-                               "packing, 64 images a step", progress))
+        tasks = [
+            joblib.delayed(_pack_rows)(parts["images.npy"], parts.get("masks.npy"), i, rows[i : i + 64], size)
+            for i in range(0, len(rows), 64)
+        ]
+        boxes = list(
+            _progress(
+                joblib.Parallel(n_jobs=jobs, return_as="generator")(tasks),
+                len(tasks),
+                "packing, 64 images a step",
+                progress,
+            )
+        )
         table[["x0", "y0", "x1", "y1"]] = np.concatenate(boxes) if has_masks else pd.NA
         _write_csv(table.assign(**{c: _moved(table[c], source, out) for c in ("path", "mask")}), parts["index.csv"])
         # the index goes first and comes last: without it the folder does not count as packed
@@ -533,8 +590,10 @@ def open_arrays(folder):
     folder = Path(folder)
     for name in ("images.npy", "index.csv"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}: not there, so the folder is not packed; "
-                                    "run dilo.data.pack(index_folder, folder, size=...)")
+            raise FileNotFoundError(
+                f"{folder / name}: not there, so the folder is not packed; "
+                "run dilo.data.pack(index_folder, folder, size=...)"
+            )
     index = read_index(folder)
     images = np.load(folder / "images.npy", mmap_mode="r")
     masks = np.load(folder / "masks.npy", mmap_mode="r") if (folder / "masks.npy").is_file() else None
@@ -562,9 +621,14 @@ def _tile_boxes(images, boxes):
     "Images (N, 3, H, W) whose boxes are tiled with the largest strip beside them; black where a box leaves no strip."
     (n, _, height, width), (x0, y0, x1, y1) = images.shape, boxes.T
     zero, full_width, full_height = np.zeros_like(x0), np.full_like(x0, width), np.full_like(y0, height)
-    strips = np.stack([  # (x, y, width, height) of the strips above, below, left and right
-        [zero, zero, full_width, y0], [zero, y1, full_width, height - y1],
-        [zero, zero, x0, full_height], [x1, zero, width - x1, full_height]])
+    strips = np.stack(
+        [  # (x, y, width, height) of the strips above, below, left and right
+            [zero, zero, full_width, y0],
+            [zero, y1, full_width, height - y1],
+            [zero, zero, x0, full_height],
+            [x1, zero, width - x1, full_height],
+        ]
+    )
     best = (strips[:, 2] * strips[:, 3]).argmax(0)
     left, top, w, h = strips[best, :, np.arange(n)].T
     rows, columns = _within(y0, y1, height), _within(x0, x1, width)
@@ -614,8 +678,10 @@ def background_split(name, images, masks, labels, seed=0):
     images, masks, labels = np.asarray(images), np.asarray(masks), np.asarray(labels)
     fits = images.ndim == 4 and masks.shape == (len(images), 1, *images.shape[2:]) and labels.shape == images.shape[:1]
     if not fits or {images.dtype, masks.dtype} != {np.dtype(np.uint8)}:
-        raise ValueError(f"images {images.dtype} {images.shape}, masks {masks.dtype} {masks.shape}, "
-                         f"labels {labels.shape}: must be uint8 (N, 3, H, W), uint8 (N, 1, H, W) and (N,)")
+        raise ValueError(
+            f"images {images.dtype} {images.shape}, masks {masks.dtype} {masks.shape}, "
+            f"labels {labels.shape}: must be uint8 (N, 3, H, W), uint8 (N, 1, H, W) and (N,)"
+        )
     if name == "original":
         return images.copy()
     if name == "only_fg":

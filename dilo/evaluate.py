@@ -62,8 +62,14 @@ def fit_logistic(x, y, classes, penalty, max_iter=200):
     x: float64 `(N, D)`, y: int64 `(N,)`."""
     weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe",
-                               tolerance_grad=1e-6, tolerance_change=1e-10)
+    solver = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=max_iter,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+    )
 
     def loss():
         solver.zero_grad()
@@ -118,8 +124,21 @@ def activation_maps(encoder, images, size, device=None):
     return F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)[:, 0].numpy()
 
 # %% ../nbs/08_evaluate.ipynb #f19937e8
-def evaluate(encoder, train_images, train_labels, val_images, val_labels, *, size, val_masks=None, k=200, temperature=0.07,
-             penalties=(1e-4, 1e-3, 1e-2, 1e-1, 1.0), holdout=0.2, device=None):
+def evaluate(
+    encoder,
+    train_images,
+    train_labels,
+    val_images,
+    val_labels,
+    *,
+    size,
+    val_masks=None,
+    k=200,
+    temperature=0.07,
+    penalties=(1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    holdout=0.2,
+    device=None,
+):
     """Accuracies of kNN and linear probe on every background split, BG-gap, and the energy of the activation maps.
 
     Images uint8 `(N, 3, H, W)`, labels int64 `(N,)`, masks uint8 `(N, 1, H, W)` or None. Returns nested dictionaries

@@ -46,11 +46,15 @@ def read_results(folder, recipes, seeds):
                 raise FileNotFoundError(f"{path}: recipe {recipe!r}, seed {seed} has no result; run dvc repro")
             result = json.loads(path.read_text())
             for classifier in ("knn", "linear"):
-                rows += [dict(recipe=recipe, seed=seed, classifier=classifier, split=split, accuracy=a)
-                         for split, a in result[classifier].items()]
+                rows += [
+                    dict(recipe=recipe, seed=seed, classifier=classifier, split=split, accuracy=a)
+                    for split, a in result[classifier].items()
+                ]
             for classifier, gap in result.get("bg_gap", {}).items():
                 rows.append(dict(recipe=recipe, seed=seed, classifier=classifier, split="bg_gap", accuracy=gap))
-            rows.append(dict(recipe=recipe, seed=seed, classifier="chance", split="original", accuracy=result["chance"]))
+            rows.append(
+                dict(recipe=recipe, seed=seed, classifier="chance", split="original", accuracy=result["chance"])
+            )
             for kind, energy in result.get("localisation", {}).items():
                 rows.append(dict(recipe=recipe, seed=seed, classifier="localisation", split=kind, accuracy=energy))
     return pd.DataFrame(rows)
@@ -71,7 +75,9 @@ def summarise(table):
     rows = []
     for key, group in table.groupby(["recipe", "classifier", "split"], sort=False):
         mean, sd, half = interval(group.accuracy)
-        rows.append(dict(zip(("recipe", "classifier", "split"), key)) | dict(mean=mean, sd=sd, half=half, seeds=len(group)))
+        rows.append(
+            dict(zip(("recipe", "classifier", "split"), key)) | dict(mean=mean, sd=sd, half=half, seeds=len(group))
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_figures.ipynb #6e3de5b0
@@ -106,10 +112,26 @@ def learning_curves(histories):
     "Loss, accuracy of instance discrimination, similarity of positives and spread by epoch; a line for each run."
     recipes = list(histories.recipe.unique())
     figure, axes = _new(9, 2.3, 1, 4)
-    titles = {"loss": "loss (InfoNCE)", "accuracy": "positive found first", "positive": "cos of positives", "spread": "spread"}
+    titles = {
+        "loss": "loss (InfoNCE)",
+        "accuracy": "positive found first",
+        "positive": "cos of positives",
+        "spread": "spread",
+    }
     for ax, (column, title) in zip(axes, titles.items()):
-        sns.lineplot(histories, x="epoch", y=column, hue="recipe", hue_order=recipes, units="seed", estimator=None,
-                     palette=recipe_palette(recipes), lw=1, ax=ax, legend=column == "spread")
+        sns.lineplot(
+            histories,
+            x="epoch",
+            y=column,
+            hue="recipe",
+            hue_order=recipes,
+            units="seed",
+            estimator=None,
+            palette=recipe_palette(recipes),
+            lw=1,
+            ax=ax,
+            legend=column == "spread",
+        )
         ax.set(title=title, ylabel="")
     sns.move_legend(axes[-1], "lower right", title=None)
     return figure

@@ -69,8 +69,10 @@ def picture(source, caption):
         source.savefig(buffer, format="png", metadata={"Software": None})
         data = buffer.getvalue()
     data = base64.b64encode(data).decode()
-    return (f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>")
+    return (
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def table(frame, caption):
@@ -80,8 +82,10 @@ def table(frame, caption):
     for row in frame.astype(str).itertuples(index=False):
         first, *rest = map(escape, row)
         rows += f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>\n"
-    return (f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div>")
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def links(targets, caption):
@@ -128,7 +132,9 @@ def _answer(results, split="mixed_rand"):
     gain = differences(results).set_index(["recipe", "split"])
     for recipe in results.recipe.unique():
         for s in [s for s in ("original", split) if (recipe, s) in summary.index]:
-            sentence = f"`{recipe}`: the linear probe is right in {100 * summary.loc[(recipe, s), 'mean']:.1f} % {name[s]}"
+            sentence = (
+                f"`{recipe}`: the linear probe is right in {100 * summary.loc[(recipe, s), 'mean']:.1f} % {name[s]}"
+            )
             if (recipe, s) in gain.index:
                 d = gain.loc[(recipe, s)]
                 half = "" if pd.isna(d["half"]) else f" ± {100 * d['half']:.1f} (95 % interval over {d['seeds']} seeds)"
@@ -142,50 +148,96 @@ def study_page(reports, settings, results, scores, *, accuracy, curves, maps, ac
     The pictures paste.png and views.png must stand in `reports`; executed notebooks there are linked."""
     reports, study, train = Path(reports), settings.study, settings.train
     m, world = settings.model, settings.data.world
-    images = (f"the embedded world ({world.train} training and {world.val} held-out images, background family equal to "
-              f"the class's own with probability {world.correlation})" if settings.data.source == "world" else
-              f"the photos in `{settings.data.folder}`")
+    images = (
+        f"the embedded world ({world.train} training and {world.val} held-out images, background family equal to "
+        f"the class's own with probability {world.correlation})"
+        if settings.data.source == "world"
+        else f"the photos in `{settings.data.folder}`"
+    )
     recipes = pd.DataFrame([dict(recipe=r) | settings.recipes[r].model_dump() for r in study.recipes])
     localised = summarise(results[results.classifier == "localisation"])
     question = [
-        paragraph("Contrastive learning asks an encoder to recognise an image in two of its crops. The crops share the "
-                  "background, so the background may be all it learns. DiLo pastes the foreground, cut out by a saliency "
-                  "map, onto another background in some of the views. Does it help?"),
+        paragraph(
+            "Contrastive learning asks an encoder to recognise an image in two of its crops. The crops share the "
+            "background, so the background may be all it learns. DiLo pastes the foreground, cut out by a saliency "
+            "map, onto another background in some of the views. Does it help?"
+        ),
         *map(paragraph, _answer(results)),
     ]
     what = [
-        paragraph(f"Images: {images}. Encoder: {m.backbone} of width {m.width} at {settings.views.size} px. Training: "
-                  f"{train.epochs} epochs, batch {train.batch}, seeds {', '.join(map(str, study.seeds))}; every recipe the "
-                  "same number of steps. Measured: the last epoch's frozen encoder on held-out images; classifiers are "
-                  "fitted on the original training images; nothing is chosen on the held-out ones."),
+        paragraph(
+            f"Images: {images}. Encoder: {m.backbone} of width {m.width} at {settings.views.size} px. Training: "
+            f"{train.epochs} epochs, batch {train.batch}, seeds {', '.join(map(str, study.seeds))}; every recipe the "
+            "same number of steps. Measured: the last epoch's frozen encoder on held-out images; classifiers are "
+            "fitted on the original training images; nothing is chosen on the held-out ones."
+        ),
         table(recipes, "The recipes that were compared"),
     ]
     numbers = [
-        table(accuracy_table(results, "linear"), "Linear probe, percent; mean ± standard deviation over seeds. bg_gap is "
-              "mixed_same minus mixed_rand: lower is better."),
-        picture(accuracy, "Linear probe by split of the backgrounds challenge. Dots are seeds, the dotted line is chance. "
-                "The last three splits hold no object's pixels or none at all: there, lower means less use of the background."),
-        table(accuracy_table(results, "knn"), "Weighted nearest neighbours, percent; mean ± standard deviation over seeds"),
+        table(
+            accuracy_table(results, "linear"),
+            "Linear probe, percent; mean ± standard deviation over seeds. bg_gap is "
+            "mixed_same minus mixed_rand: lower is better.",
+        ),
+        picture(
+            accuracy,
+            "Linear probe by split of the backgrounds challenge. Dots are seeds, the dotted line is chance. "
+            "The last three splits hold no object's pixels or none at all: there, lower means less use of the background.",
+        ),
+        table(
+            accuracy_table(results, "knn"), "Weighted nearest neighbours, percent; mean ± standard deviation over seeds"
+        ),
     ]
-    looks = [picture(activation, "Activation maps of the encoders of the first seed: bright is active. Held-out images.")]
+    looks = [
+        picture(activation, "Activation maps of the encoders of the first seed: bright is active. Held-out images.")
+    ]
     if len(localised):
         wide = localised.pivot(index="recipe", columns="split", values="mean").reindex(study.recipes).reset_index()
-        looks.append(table(wide.round(3), "Share of the activation map's energy inside the true mask, beside a centred "
-                           "Gaussian and a flat map (the share of the image that the object covers)"))
+        looks.append(
+            table(
+                wide.round(3),
+                "Share of the activation map's energy inside the true mask, beside a centred "
+                "Gaussian and a flat map (the share of the image that the object covers)",
+            )
+        )
     cut = [picture(maps, "Image, RBD map, and the true mask where it is known")]
     if scores:
-        cut.append(table(pd.DataFrame(scores).T.round(3).rename_axis("map").reset_index(),
-                         "Maps against the true masks of the training images; the centre prior is the control"))
-    seen = [picture(reports / "paste.png", "What pasting does, one option a row"),
-            picture(reports / "views.png", "View pairs of MoCo v2, and the same pairs with every view pasted")]
+        cut.append(
+            table(
+                pd.DataFrame(scores).T.round(3).rename_axis("map").reset_index(),
+                "Maps against the true masks of the training images; the centre prior is the control",
+            )
+        )
+    seen = [
+        picture(reports / "paste.png", "What pasting does, one option a row"),
+        picture(reports / "views.png", "View pairs of MoCo v2, and the same pairs with every view pasted"),
+    ]
     pages = {p.stem: f"{p.stem}.html" for p in sorted(reports.glob("*.ipynb"))}
-    again = [paragraph("`make repro` runs everything that is not up to date; `dvc exp run -S recipes.dilo.probability=0.5` "
-                       "tries a change; `dvc metrics show` and `dvc plots show` read the results.")]
+    again = [
+        paragraph(
+            "`make repro` runs everything that is not up to date; `dvc exp run -S recipes.dilo.probability=0.5` "
+            "tries a change; `dvc metrics show` and `dvc plots show` read the results."
+        )
+    ]
     if pages:
         again.append(links(pages, "The notebooks that made this, as they ran:"))
-    write_page(reports / "index.html", "Does DiLo help?", {
-        "The question": question, "What was run": what, "Accuracy when the background changes": numbers,
-        "Where the encoders look": looks, "What cuts out the foreground": cut, "What the encoders are shown": seen,
-        "Learning curves": [picture(curves, "One line a seed. A healthy run: the loss falls from about log(K + 1), "
-                                    "positives become similar, the spread stays away from zero.")],
-        "Once more": again})
+    write_page(
+        reports / "index.html",
+        "Does DiLo help?",
+        {
+            "The question": question,
+            "What was run": what,
+            "Accuracy when the background changes": numbers,
+            "Where the encoders look": looks,
+            "What cuts out the foreground": cut,
+            "What the encoders are shown": seen,
+            "Learning curves": [
+                picture(
+                    curves,
+                    "One line a seed. A healthy run: the loss falls from about log(K + 1), "
+                    "positives become similar, the spread stays away from zero.",
+                )
+            ],
+            "Once more": again,
+        },
+    )

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['LEARNING_ROOMS', 'epoch_batches', 'learning_rate', 'machine_precision', 'view_law', 'build_method', 'made_by',
            'recipe_saliency', 'write_atomically', 'save_encoder', 'load_encoder', 'save_checkpoint', 'load_checkpoint',
-           'NonFiniteLoss', 'train_epoch', 'pretrain']
+           'NonFiniteLoss', 'train_epoch', 'pretrain', 'main']
 
-# %% ../nbs/07_train.ipynb #40e18865
+# %% ../nbs/07_train.ipynb #4036250e
+import argparse
 import hashlib
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from tqdm.auto import tqdm
 
 from . import augment
 from .augment import Paste, ViewLaw, two_views
+from .config import SettingsError, load_settings, project_root
+from .data import open_arrays
 from .methods import METHODS
 from .models import Encoder
 
@@ -183,7 +187,9 @@ def train_epoch(accelerator, method, optimiser, law, images, saliency, batches, 
         maps = torch.from_numpy(saliency[rows]).to(accelerator.device) if law.paste is not None else None
         views = two_views(law, batch, rows, maps, seed=seed, epoch=epoch)
         pasted = views.pasted.float().mean()
-        views.first, views.second = (v.contiguous(memory_format=torch.channels_last) for v in (views.first, views.second))
+        views.first, views.second = (
+            v.contiguous(memory_format=torch.channels_last) for v in (views.first, views.second)
+        )
         for group in optimiser.param_groups:
             group["lr"] = schedule(epoch * len(batches) + step)
         loss, logs = method(views)
@@ -198,7 +204,9 @@ def train_epoch(accelerator, method, optimiser, law, images, saliency, batches, 
         for k, v in logs.items():
             sums[k] = sums.get(k, 0.0) + float(v)
         bar.update(len(rows) * accelerator.num_processes)
-        bar.set_postfix_str(f"epoch {epoch + 1}, loss {value:.3f}, lr {optimiser.param_groups[0]['lr']:.4f}", refresh=False)
+        bar.set_postfix_str(
+            f"epoch {epoch + 1}, loss {value:.3f}, lr {optimiser.param_groups[0]['lr']:.4f}", refresh=False
+        )
     return {k: v / len(batches) for k, v in sums.items()}
 
 # %% ../nbs/07_train.ipynb #9d02f22f
@@ -215,16 +223,22 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
     accelerator = Accelerator(mixed_precision=machine_precision(train.precision), kwargs_handlers=[ddp])
     say = accelerator.print
     if train.batch > len(rows) or train.batch % accelerator.num_processes:
-        raise ValueError(f"train.batch = {train.batch} is not allowed: at most the {len(rows)} images, and a multiple of "
-                         f"the {accelerator.num_processes} processes")
+        raise ValueError(
+            f"train.batch = {train.batch} is not allowed: at most the {len(rows)} images, and a multiple of "
+            f"the {accelerator.num_processes} processes"
+        )
     law = view_law(settings, recipe)
     if law.paste is not None and saliency is None:
         raise ValueError(f"recipes.{recipe} pastes: it needs saliency maps")
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.manual_seed(seed)
     method = build_method(settings, recipe).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=train.lr,
-                                momentum=train.momentum, weight_decay=train.weight_decay)
+    optimiser = torch.optim.SGD(
+        [p for p in method.parameters() if p.requires_grad],
+        lr=train.lr,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+    )
     made = made_by(settings, recipe, seed, images, rows, saliency if law.paste is not None else None)
     state = _resume(run, made, say)
     if state is not None:
@@ -242,17 +256,41 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
     def schedule(step):
         return learning_rate(step, train.epochs * steps, train.warmup * steps, train.lr)
 
-    bar = tqdm(total=train.epochs * steps * train.batch, initial=first * steps * train.batch, unit="image", unit_scale=True,
-               desc=f"{recipe}, seed {seed}", mininterval=2, disable=not (progress and accelerator.is_main_process))
+    bar = tqdm(
+        total=train.epochs * steps * train.batch,
+        initial=first * steps * train.batch,
+        unit="image",
+        unit_scale=True,
+        desc=f"{recipe}, seed {seed}",
+        mininterval=2,
+        disable=not (progress and accelerator.is_main_process),
+    )
     for epoch in range(first, train.epochs):
         started = time.perf_counter()
         share = epoch_batches(rows, train.batch, seed=seed, epoch=epoch)
         share = np.array_split(share, accelerator.num_processes, axis=1)[accelerator.process_index]
-        logs = train_epoch(accelerator, method, optimiser, law, images, saliency, share, seed=seed, epoch=epoch,
-                           schedule=schedule, bar=bar)
+        logs = train_epoch(
+            accelerator,
+            method,
+            optimiser,
+            law,
+            images,
+            saliency,
+            share,
+            seed=seed,
+            epoch=epoch,
+            schedule=schedule,
+            bar=bar,
+        )
         seconds = time.perf_counter() - started
-        history.append(dict(epoch=epoch + 1, **logs, lr=schedule((epoch + 1) * steps - 1),
-                            images_per_second=steps * train.batch / seconds))
+        history.append(
+            dict(
+                epoch=epoch + 1,
+                **logs,
+                lr=schedule((epoch + 1) * steps - 1),
+                images_per_second=steps * train.batch / seconds,
+            )
+        )
         if accelerator.is_main_process:
             save_checkpoint(run / "last.pt", bare, optimiser, epoch + 1, history, made)
             write_atomically(run / "history.csv", lambda p: pd.DataFrame(history).to_csv(p, index=False))
@@ -263,3 +301,29 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return pd.DataFrame(history)
+
+# %% ../nbs/07_train.ipynb #8699672c
+def main(argv=None):
+    "Command line: pre-trains one recipe with one seed in the project around the current folder."
+    parser = argparse.ArgumentParser(
+        prog="accelerate launch -m dilo.train", description="Pre-train one recipe with one seed."
+    )
+    parser.add_argument("recipe", help="a recipe of params.yaml")
+    parser.add_argument("seed", type=int)
+    args = parser.parse_args(argv)
+    root = project_root()
+    try:
+        settings = load_settings(root / "params.yaml")
+        if args.recipe not in settings.recipes:
+            raise SettingsError(f"recipe {args.recipe!r} is not in params.yaml; allowed: {', '.join(settings.recipes)}")
+        packed = open_arrays(root / "build/arrays")
+        saliency = recipe_saliency(settings.recipes[args.recipe].saliency, root / "build/saliency", packed.masks)
+    except (ValueError, FileNotFoundError) as e:
+        sys.exit(str(e))
+    run = root / f"runs/{args.recipe}-{args.seed}"
+    pretrain(settings, args.recipe, args.seed, packed.images, packed.rows("train"), run, saliency=saliency)
+
+# %% ../nbs/07_train.ipynb #76a78780
+#| eval: false
+if __name__ == "__main__":
+    main()

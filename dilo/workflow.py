@@ -62,8 +62,18 @@ def write_readme(root):
 # %% ../nbs/12_workflow.ipynb #d7778270
 def write_pages(folder):
     "Writes NAME.html beside each executed NAME.ipynb in `folder`."
-    nowhere = dict.fromkeys(("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url", "html_manager_semver_range",
-                             "jupyter_widgets_base_url", "widget_renderer_url"), "")
+    nowhere = dict.fromkeys(
+        (
+            "require_js_url",
+            "jquery_url",
+            "mathjax_url",
+            "mermaid_js_url",
+            "html_manager_semver_range",
+            "jupyter_widgets_base_url",
+            "widget_renderer_url",
+        ),
+        "",
+    )
     exporter = HTMLExporter(template_name="lab", **nowhere)
     for path in sorted(Path(folder).glob("*.ipynb")):
         page = exporter.from_filename(str(path))[0]

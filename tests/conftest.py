@@ -19,14 +19,20 @@ class Project:
         self.env = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(folder),
-            "GIT_AUTHOR_NAME": "test", "GIT_AUTHOR_EMAIL": "test@example.org",
-            "GIT_COMMITTER_NAME": "test", "GIT_COMMITTER_EMAIL": "test@example.org",
+            "GIT_AUTHOR_NAME": "test",
+            "GIT_AUTHOR_EMAIL": "test@example.org",
+            "GIT_COMMITTER_NAME": "test",
+            "GIT_COMMITTER_EMAIL": "test@example.org",
         }
 
     def run(self, *command, fails=False):
         "The output of a command; an AssertionError showing it where its exit status is not as expected."
-        done = subprocess.run(command, cwd=self.folder, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        assert (done.returncode != 0) == fails, f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout[-6000:]}"
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert (done.returncode != 0) == fails, (
+            f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout[-6000:]}"
+        )
         return done.stdout
 
     def stages_run(self, *command):
@@ -45,7 +51,9 @@ class Project:
 def clone(folder):
     "A `Project`: what git has committed, and the changes and new files that it would commit."
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    listed = subprocess.run(["git", "ls-files", "-zmo", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-zmo", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,9 @@ RUNS = ("moco-0", "dilo-0")
 
 
 def test_repro_ends_with_a_report(smoke):
-    assert smoke.first.count("Running stage") == 11  # export source raw pack saliency views, 2 pretrain, 2 evaluate, report
+    assert (
+        smoke.first.count("Running stage") == 11
+    )  # export source raw pack saliency views, 2 pretrain, 2 evaluate, report
     page = (smoke.folder / "reports/index.html").read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:|[\w-]+\.html["'])""", page), "the page would load something"
     assert page.count("<img") >= 6 and page.count("<table") >= 4 and page.count("<figcaption>") == page.count("<img")
@@ -48,7 +50,14 @@ def test_nothing_runs_twice(smoke):
 
 def test_git_stays_clean_of_artefacts(smoke):
     changed = {line[3:] for line in smoke.run("git", "status", "--porcelain").splitlines()}
-    tracked = {"params.yaml", "dvc.lock", "data.dvc", "results/", "results/saliency.json", *(f"results/{r}.json" for r in RUNS)}
+    tracked = {
+        "params.yaml",
+        "dvc.lock",
+        "data.dvc",
+        "results/",
+        "results/saliency.json",
+        *(f"results/{r}.json" for r in RUNS),
+    }
     assert changed <= tracked, "only settings, lock, import and results may change"
 
 
@@ -80,7 +89,9 @@ def test_a_changed_recipe_reruns_itself_alone(smoke):
     assert pd.read_csv(smoke.folder / "runs/dilo-0/history.csv").pasted.between(0.5, 0.7).all()
     smoke.edit("params.yaml", "probability: 0.6", "probability: 0.3")
     smoke.run("dvc", "repro")
-    assert (smoke.folder / "runs/dilo-0/encoder.safetensors").read_bytes() == before["dilo-0"], "same settings, other bits"
+    assert (smoke.folder / "runs/dilo-0/encoder.safetensors").read_bytes() == before["dilo-0"], (
+        "same settings, other bits"
+    )
 
 
 def test_metrics_and_plots(smoke):
@@ -97,8 +108,14 @@ def test_a_killed_run_ends_with_the_same_encoder(smoke):
 
     smoke.edit("params.yaml", "epochs: 2\n", "epochs: 6\n")
     run, stage = smoke.folder / "runs/dilo-0", "pretrain@dilo-0"
-    process = subprocess.Popen(["dvc", "repro", stage], cwd=smoke.folder, env=smoke.env, start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["dvc", "repro", stage],
+        cwd=smoke.folder,
+        env=smoke.env,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if not (run / "encoder.safetensors").exists() and len(pd.read_csv(run / "history.csv")) >= 3:
@@ -134,14 +151,17 @@ def _descendants(pid):
     return found
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ("probability: 0.3", "probability: 1.3", ["recipes.dilo.probability = 1.3", "less than or equal to 1"]),
-    ("probability: 0.3", "probabilty: 0.3", ["recipes.dilo.probabilty = 0.3", "did you mean probability?"]),
-    ("lr: 0.06", "lr: fast", ["train.lr = 'fast'", "number"]),
-    ("queue: 256", "queue: 64", ["moco_v2.queue = 64", "larger than train.batch = 64"]),
-    ("source: world", "source: folder", ["data.folder = None", "name a folder"]),
-    ("folder: null", "folder: no/photos\n  source: folder", ["data.folder = 'no/photos'", "there is no folder"]),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("probability: 0.3", "probability: 1.3", ["recipes.dilo.probability = 1.3", "less than or equal to 1"]),
+        ("probability: 0.3", "probabilty: 0.3", ["recipes.dilo.probabilty = 0.3", "did you mean probability?"]),
+        ("lr: 0.06", "lr: fast", ["train.lr = 'fast'", "number"]),
+        ("queue: 256", "queue: 64", ["moco_v2.queue = 64", "larger than train.batch = 64"]),
+        ("source: world", "source: folder", ["data.folder = None", "name a folder"]),
+        ("folder: null", "folder: no/photos\n  source: folder", ["data.folder = 'no/photos'", "there is no folder"]),
+    ],
+)
 def test_wrong_settings_stop_at_once(fresh, old, new, said):
     fresh.run("python", "-m", "dilo.config", "smoke")
     fresh.edit("params.yaml", old, new)

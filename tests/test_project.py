@@ -10,7 +10,19 @@ from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("[!.]*.ipynb"))
 NOTEBOOKS = [n for n in NOTEBOOKS if ".ipynb_checkpoints" not in n.parts]
-ROOMS = ["config", "data", "saliency", "augment", "models", "methods", "train", "evaluate", "figures", "report", "workflow"]
+ROOMS = [
+    "config",
+    "data",
+    "saliency",
+    "augment",
+    "models",
+    "methods",
+    "train",
+    "evaluate",
+    "figures",
+    "report",
+    "workflow",
+]
 
 
 def test_package_and_readme_are_what_the_notebooks_say(fresh):
@@ -46,7 +58,19 @@ def test_rooms_import_only_smaller_numbers(room):
 
 
 def test_imports_need_the_runtime_dependencies_alone():
-    blocked = ["nbdev", "execnb", "fastcore", "dvc", "papermill", "jupyterlab", "nbconvert", "seaborn", "matplotlib", "sklearn", "ruamel"]
+    blocked = [
+        "nbdev",
+        "execnb",
+        "fastcore",
+        "dvc",
+        "papermill",
+        "jupyterlab",
+        "nbconvert",
+        "seaborn",
+        "matplotlib",
+        "sklearn",
+        "ruamel",
+    ]
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({blocked})
