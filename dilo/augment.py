@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 # %% ../nbs/04_augment.ipynb #08031f06
 def _mix(x):
@@ -176,7 +175,9 @@ def adjust_hue(x, shift):
 
 # %% ../nbs/04_augment.ipynb #b66bf1c4
 ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-ORDERS = np.array([[int(a) for a in np.base_repr(n, 4).zfill(4)] for n in range(256) if len(set(np.base_repr(n, 4).zfill(4))) == 4])
+ORDERS = np.array(
+    [[int(a) for a in np.base_repr(n, 4).zfill(4)] for n in range(256) if len(set(np.base_repr(n, 4).zfill(4))) == 4]
+)
 
 
 @dataclass(frozen=True)
