@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -11,14 +12,22 @@ import time
 import nbformat
 import pandas as pd
 import pytest
+import torch
 
 RUNS = ("moco-0", "dilo-0")
 
 
 def test_repro_ends_with_a_report(smoke):
-    assert (
-        smoke.first.count("Running stage") == 11
-    )  # export source raw pack saliency views, 2 pretrain, 2 evaluate, report
+    stages = [
+        "source",
+        "raw",
+        "pack",
+        "saliency",
+        "views",
+        "report",
+        *(f"{s}@{r}" for s in ("pretrain", "evaluate") for r in RUNS),
+    ]
+    assert all(f"Running stage '{stage}'" in smoke.first for stage in stages), smoke.first
     page = (smoke.folder / "reports/index.html").read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:|[\w-]+\.html["'])""", page), "the page would load something"
     assert page.count("<img") >= 6 and page.count("<table") >= 4 and page.count("<figcaption>") == page.count("<img")
@@ -132,6 +141,17 @@ def test_a_killed_run_ends_with_the_same_encoder(smoke):
     assert encoder() == resumed
     smoke.edit("params.yaml", "epochs: 6\n", "epochs: 2\n")
     smoke.run("dvc", "repro")
+
+
+def test_two_processes_share_every_batch(smoke):
+    smoke.run("accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "dilo.train", "dilo_true", "7")
+    run = smoke.folder / "runs/dilo_true-7"
+    state = torch.load(run / "last.pt", weights_only=True)
+    # 2 epochs of 6 steps of 64 images end where a queue of 256 began; a process that pushed its own half would be at 128
+    assert int(state["method"]["queue.pointer"]) == 2 * 6 * 64 % 256
+    history = pd.read_csv(run / "history.csv")
+    assert history.epoch.tolist() == [1, 2] and history.notna().all().all()
+    shutil.rmtree(run)
 
 
 def _descendants(pid):

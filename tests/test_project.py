@@ -80,7 +80,7 @@ for room in {[r for r in ROOMS if r not in ("figures", "report", "workflow")]}:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_lock_and_files_name_no_place():
+def test_lock_names_no_place():
     lock = (ROOT / "requirements.lock").read_text()
     assert not re.search(r"://|^-", lock, re.M), "the lock must hold names and versions alone"
     assert all(re.match(r"[\w.\[\],-]+==[\w.+]+( ;.*)?$", line) for line in lock.splitlines() if line.strip())
