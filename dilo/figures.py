@@ -22,6 +22,10 @@ from .augment import Paste, paste
 from .data import BACKGROUND_SPLITS
 
 # %% ../nbs/10_figures.ipynb #5873fe3a
+# figures here are not pyplot's, but it is pyplot's backend that lets a notebook display them
+plt.switch_backend(plt.get_backend())
+
+
 def recipe_palette(recipes):
     "A colour for each recipe, in the order given."
     return dict(zip(recipes, sns.color_palette("colorblind", len(recipes))))

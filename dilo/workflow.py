@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 from nbconvert import HTMLExporter, MarkdownExporter
+from traitlets.config import Config
 
 from .config import project_root
 
@@ -35,14 +36,17 @@ def source_copy(source, target):
 def readme(index, pictures):
     """The Markdown of the notebook `index`, and its pictures as a dictionary from file name to bytes.
 
-    `pictures` is the folder that the Markdown looks for them in."""
+    Cells that start with `#| hide` are left out, of those with `#| hide_input` the output is kept. `pictures` is the
+    folder that the Markdown looks for them in."""
     notebook = nbformat.read(index, as_version=4)
     notebook.metadata = {"language_info": {"name": "python"}}
-    notebook.cells = [c for c in notebook.cells if not re.match(r"#\|\s*hide", c.source)]
+    notebook.cells = [c for c in notebook.cells if not re.match(r"#\|\s*hide\s*$", c.source, re.M)]
     for cell in notebook.cells:
         if cell.cell_type == "code":
+            cell.metadata["tags"] = ["hide_input"] if re.match(r"#\|\s*hide_input", cell.source) else []
             cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
-    text, resources = MarkdownExporter().from_notebook_node(notebook)
+    removal = {"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["hide_input"]}}
+    text, resources = MarkdownExporter(config=Config(removal)).from_notebook_node(notebook)
     found = {}
     for number, (name, content) in enumerate(sorted(resources["outputs"].items())):
         found[f"picture_{number}.png"] = content
