@@ -52,6 +52,7 @@ def readme(index, pictures):
         found[f"picture_{number}.png"] = content
         text = text.replace(f"({name})", f"({pictures}/picture_{number}.png)")
     text = re.sub(r"<style.*?</style>", "", text, flags=re.S)
+    text = re.sub(r"^ +$", "", text, flags=re.M)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", found
 
 
