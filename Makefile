@@ -17,7 +17,7 @@ repro: $(SETUP)
 	@echo "The report: $(CURDIR)/reports/index.html"
 
 test: $(SETUP)
-	nbdev_test --n_workers 1 --timing
+	nbdev_test --n_workers 0 --timing
 	pytest
 
 lab: $(SETUP)
