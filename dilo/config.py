@@ -282,6 +282,8 @@ def write_profile(path, profile):
     load_settings(path, profile)
     round_trip = YAML()
     round_trip.width, round_trip.preserve_quotes = 120, True
+    null = "tag:yaml.org,2002:null"  # ruamel would write it as nothing at all
+    round_trip.representer.add_representer(type(None), lambda r, _: r.represent_scalar(null, "null"))
     values = round_trip.load(Path(path))
     _assign(values, values["profiles"][profile])
     round_trip.dump(values, Path(path))

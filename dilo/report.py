@@ -35,7 +35,9 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption, caption { text-align: left; font-size: .9rem; opacity: .85; padding: .4rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+figcaption, caption { max-width: 60rem; }
+caption { width: max-content; max-width: 90vw; }
+th, td { white-space: nowrap; padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 code { font-size: .92em; }
 </style>
@@ -137,7 +139,11 @@ def _answer(results, split="mixed_rand"):
             )
             if (recipe, s) in gain.index:
                 d = gain.loc[(recipe, s)]
-                half = "" if pd.isna(d["half"]) else f" ± {100 * d['half']:.1f} (95 % interval over {d['seeds']} seeds)"
+                half = (
+                    ""
+                    if pd.isna(d["half"])
+                    else f" ± {100 * d['half']:.1f} (95 % interval over {d['seeds']:.0f} seeds)"
+                )
                 sentence += f", {100 * d['mean']:+.1f}{half} points against `{results.recipe.iloc[0]}`"
             yield sentence + "."
 
@@ -182,7 +188,7 @@ def study_page(reports, settings, results, scores, *, accuracy, curves, maps, ac
         picture(
             accuracy,
             "Linear probe by split of the backgrounds challenge. Dots are seeds, the dotted line is chance. "
-            "The last three splits hold no object's pixels or none at all: there, lower means less use of the background.",
+            "The last three splits hide the object: there, lower means less use of the background.",
         ),
         table(
             accuracy_table(results, "knn"), "Weighted nearest neighbours, percent; mean ± standard deviation over seeds"
