@@ -175,7 +175,7 @@ def study_page(reports, settings, results, scores, *, accuracy, curves, maps, ac
             f"Images: {images}. Encoder: {m.backbone} of width {m.width} at {settings.views.size} px. Training: "
             f"{train.epochs} epochs, batch {train.batch}, seeds {', '.join(map(str, study.seeds))}; every recipe the "
             "same number of steps. Measured: the last epoch's frozen encoder on held-out images; classifiers are "
-            "fitted on the original training images; nothing is chosen on the held-out ones."
+            "fitted on the original training images, the penalty of the probe chosen on a part of those."
         ),
         table(recipes, "The recipes that were compared"),
     ]
