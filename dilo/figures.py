@@ -86,14 +86,16 @@ def summarise(table):
 
 # %% ../nbs/10_figures.ipynb #6e3de5b0
 def accuracy_by_split(table, classifier="linear"):
-    "Bars of accuracy by background split and recipe: the mean over seeds, every seed a dot, one standard deviation as a line, chance dotted."
+    """Bars of accuracy by background split and recipe: the mean over seeds.
+
+    Every seed is a dot, one standard deviation a line, chance dotted."""
     rows = table[(table.classifier == classifier) & table.split.isin(BACKGROUND_SPLITS)]
     recipes, palette = list(rows.recipe.unique()), recipe_palette(rows.recipe.unique())
     figure, ax = _new(8, 3.2)
     shared = dict(data=rows, x="split", y="accuracy", hue="recipe", hue_order=recipes, ax=ax)
     errorbar = "sd" if rows.seed.nunique() > 1 else None
     sns.barplot(**shared, palette=palette, errorbar=errorbar, capsize=0.15, err_kws={"linewidth": 1.2})
-    sns.stripplot(**shared, palette=["black"] * len(recipes), dodge=True, size=2.5, legend=False)
+    sns.stripplot(**shared, palette=["black"] * len(recipes), dodge=True, size=2.5, jitter=False, legend=False)
     ax.axhline(table[table.classifier == "chance"].accuracy.mean(), ls=":", c="grey", lw=1.2, zorder=3)
     ax.set(xlabel="", ylabel=f"{'linear probe' if classifier == 'linear' else 'kNN'} accuracy")
     sns.move_legend(ax, "upper right", title=None, ncols=len(recipes))
