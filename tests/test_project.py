@@ -13,7 +13,13 @@ NOTEBOOKS = [n for n in NOTEBOOKS if ".ipynb_checkpoints" not in n.parts]
 ROOMS = [
     "config",
     "data",
+    "superpixels",
+    "filters",
+    "saliency_scores",
     "saliency",
+    "saliency_torch",
+    "saliency_net",
+    "saliency_maps",
     "augment",
     "models",
     "methods",
@@ -22,6 +28,7 @@ ROOMS = [
     "figures",
     "report",
     "workflow",
+    "cli",
 ]
 
 
