@@ -135,19 +135,19 @@ def _sweeps(seed, limit):
         _along_row(raised, limit[y], width - 1, -1, -1)
         _copy(raised, seed[y])
 
-# %% ../nbs/03_filters.ipynb #e95ed8b7
+# %% ../nbs/03_filters.ipynb #6fd7e28d
 @_jit
 def _wants(row, limit, below, below_limit, out):
     "Which pixels of a row are above a neighbour, right or below, that could rise."
     last = len(row) - 1
     for x in range(last + 1):
-        l, r = max(x - 1, 0), min(x + 1, last)
+        left, right = max(x - 1, 0), min(x + 1, last)
         v = row[x]
         out[x] = (
-            ((row[r] < v) & (row[r] < limit[r]))
-            | ((below[l] < v) & (below[l] < below_limit[l]))
+            ((row[right] < v) & (row[right] < limit[right]))
+            | ((below[left] < v) & (below[left] < below_limit[left]))
             | ((below[x] < v) & (below[x] < below_limit[x]))
-            | ((below[r] < v) & (below[r] < below_limit[r]))
+            | ((below[right] < v) & (below[right] < below_limit[right]))
         )
 
 # %% ../nbs/03_filters.ipynb #57655eec

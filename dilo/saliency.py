@@ -188,13 +188,14 @@ def optimise(background, contrast, weights, background_pull=5.0):
     system = np.diag(weights.sum(1) + background_pull * background + contrast) - weights
     return solve(system, contrast, assume_a="pos")  # symmetric; positive since W is connected and some w_bg > 0
 
-# %% ../nbs/05_saliency.ipynb #44e9869a
+# %% ../nbs/05_saliency.ipynb #16dbf831
 def _rbd(graph, paper):
     connectivity = boundary_connectivity(graph.geodesic, graph.border, graph.scales[1])
     background = background_probability(connectivity)
     distances = graph.colour_distance, graph.spatial_distance
     if paper:
-        return _map(graph, optimise(background, background_contrast(*distances, background, 0.25), smoothness(graph), 1.0))
+        contrast = background_contrast(*distances, background, sigma=0.25)
+        return _map(graph, optimise(background, contrast, smoothness(graph), background_pull=1.0))
     contrast = above_otsu(background_contrast(*distances, background))
     return _map(graph, optimise(np.where(connectivity > 3, 1000.0, background), contrast, smoothness(graph)))
 
@@ -209,7 +210,7 @@ def rbd(image, constants="released"):
         raise ValueError(f"constants is {constants!r}; allowed are released, paper")
     return _with_contrast(partial(_rbd, paper=constants == "paper"))(_superpixels(image))
 
-# %% ../nbs/05_saliency.ipynb #dc43221c
+# %% ../nbs/05_saliency.ipynb #8accd35e
 _jit = partial(njit, cache="__file__" in globals(), nogil=True)  # a notebook has no file to keep the code beside
 
 @_jit
@@ -221,13 +222,13 @@ def _sweep(channel, high, low, step):
         left_high, left_low = high[y, 0 if step > 0 else width - 1], low[y, 0 if step > 0 else width - 1]
         for j in range(1, width - 1):
             x = j if step > 0 else width - 1 - j
-            v, h, l = np.int16(channel[y, x]), high[y, x], low[y, x]
+            v, top, bottom = np.int16(channel[y, x]), high[y, x], low[y, x]
             above_high, above_low = max(high[y - step, x], v), min(low[y - step, x], v)
             left_high, left_low = max(left_high, v), min(left_low, v)
-            better = above_high - above_low < h - l
-            h, l = above_high if better else h, above_low if better else l
-            better = left_high - left_low < h - l
-            left_high, left_low = left_high if better else h, left_low if better else l
+            better = above_high - above_low < top - bottom
+            top, bottom = above_high if better else top, above_low if better else bottom
+            better = left_high - left_low < top - bottom
+            left_high, left_low = left_high if better else top, left_low if better else bottom
             high[y, x], low[y, x] = left_high, left_low
 
 # %% ../nbs/05_saliency.ipynb #4fbfc583
@@ -243,13 +244,13 @@ def barrier_distance(channel, sweeps=3):
         _sweep(channel, high, low, -1 if k % 2 else 1)
     return high - low
 
-# %% ../nbs/05_saliency.ipynb #4cae21fd
+# %% ../nbs/05_saliency.ipynb #75ee42a6
 @_jit
 def _whitened_length(planes, mean, factor, out):
     "Length of `factor` (lower triangle, (3, 3)) times each colour's difference from the mean; `planes` uint8 `(3, N)`."
-    l, a, b = planes
+    light, a, b = planes
     for p in range(len(out)):
-        x, y, z = np.float32(l[p]) - mean[0], np.float32(a[p]) - mean[1], np.float32(b[p]) - mean[2]
+        x, y, z = np.float32(light[p]) - mean[0], np.float32(a[p]) - mean[1], np.float32(b[p]) - mean[2]
         u, v = factor[0, 0] * x, factor[1, 0] * x + factor[1, 1] * y
         w = factor[2, 0] * x + factor[2, 1] * y + factor[2, 2] * z
         out[p] = np.sqrt(u * u + v * v + w * w)
@@ -288,9 +289,9 @@ def _resized(picture, height, width):
         return picture
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
 
-# %% ../nbs/05_saliency.ipynb #010a03f9
+# %% ../nbs/05_saliency.ipynb #e74db3fb
 def mb(image, side=300):
-    """Saliency by minimum barriers with the background term (MB+), float32 `(H, W)` in [0, 1], of an image uint8 `(H, W, 3)`.
+    """Saliency by minimum barriers and border colour (MB+), float32 `(H, W)` in [0, 1], of an image uint8 `(H, W, 3)`.
 
     Zhang, Sclaroff, Lin, Shen, Price and Mech, ICCV 2015. Computed at a longest side of `side` pixels and brought back
     to `(H, W)`. `ValueError` for another kind of image.

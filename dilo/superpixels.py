@@ -84,7 +84,7 @@ def _assign(colours, centres, rows, columns, pull, labels):
                             chosen[x] = k if d < best[x] else chosen[x]
                             best[x] = min(d, best[x])
 
-# %% ../nbs/02_superpixels.ipynb #c699f3ae
+# %% ../nbs/02_superpixels.ipynb #9bac7d7c
 @_jit
 def _sums(colours, labels, n):
     "For each of n labels the sums of L, a, b, y, x and the number of pixels, float64 `(n, 6)`."
@@ -93,14 +93,14 @@ def _sums(colours, labels, n):
         x = 0
         while x < labels.shape[1]:  # from run to run of one label: most pixels follow one of their own
             k, start = labels[y, x], x
-            l, a, b = 0.0, 0.0, 0.0
+            light, a, b = 0.0, 0.0, 0.0
             while x < labels.shape[1] and labels[y, x] == k:
-                l += colours[0, y, x]
+                light += colours[0, y, x]
                 a += colours[1, y, x]
                 b += colours[2, y, x]
                 x += 1
             run = x - start
-            for c, value in enumerate((l, a, b, float(y * run), (start + x - 1) / 2 * run, float(run))):
+            for c, value in enumerate((light, a, b, float(y * run), (start + x - 1) / 2 * run, float(run))):
                 out[k, c] += value
     return out
 
