@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from .data import BACKGROUND_SPLITS, background_split
-from .saliency import centre_prior, energy_inside
+from .saliency import centre_prior
+from .saliency_scores import energy_inside
 
 # %% ../nbs/13_evaluate.ipynb #0d1c497b
 def fast_device():

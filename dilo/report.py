@@ -206,7 +206,7 @@ def study_page(reports, settings, results, scores, *, accuracy, curves, maps, ac
                 "Gaussian and a flat map (the share of the image that the object covers)",
             )
         )
-    cut = [picture(maps, "Image, RBD map, and the true mask where it is known")]
+    cut = [picture(maps, f"Image, {settings.saliency.methods[0]} map, and the true mask where it is known")]
     if scores:
         cut.append(
             table(
