@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'FAMILIES', 'INDEX_COLUMNS', 'IMG_EXTENSIONS', 'BACKGROUND_SPLITS', 'superformula', 'background_photos',
-           'World', 'mask_boxes', 'render_world', 'write_world', 'read_index', 'write_folder_index', 'pack', 'Arrays',
-           'open_arrays', 'background_split']
+           'World', 'mask_boxes', 'render_world', 'write_atomically', 'shuffled', 'write_world', 'read_index',
+           'write_folder_index', 'pack', 'Arrays', 'open_arrays', 'background_split']
 
 # %% ../nbs/01_data.ipynb #c3577aa2
 import hashlib
@@ -266,6 +266,24 @@ def render_world(n, *, size=64, correlation=0.7, seed=0):
     for i in range(n):
         images[i], masks[i], families[i] = _draw_image(i, size, correlation, seed, 0)
     return World(images, masks, np.arange(n) % 10, families, mask_boxes(masks))
+
+# %% ../nbs/01_data.ipynb #fef876f9
+def write_atomically(path, write):
+    "Calls `write(temporary path)`, flushes to the disk, and moves the result to `path`."
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    write(part)
+    with open(part, "rb") as f:
+        os.fsync(f.fileno())
+    os.replace(part, path)
+
+# %% ../nbs/01_data.ipynb #fd930023
+def shuffled(rows, seed=0):
+    "`rows` `(N, ...)` with each in the place of another: one cycle through all, drawn by `seed`."
+    order = np.random.Generator(np.random.Philox(seed)).permutation(len(rows))
+    other = np.empty_like(order)
+    other[order] = np.roll(order, 1)
+    return rows[other]
 
 # %% ../nbs/01_data.ipynb #a32fd5c9
 INDEX_COLUMNS = ("split", "path", "mask", "label", "class_name", "family", "x0", "y0", "x1", "y1", "sha256")

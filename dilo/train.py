@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEARNING_ROOMS', 'epoch_batches', 'learning_rate', 'machine_precision', 'view_law', 'build_method', 'made_by',
-           'recipe_saliency', 'write_atomically', 'save_encoder', 'load_encoder', 'save_checkpoint', 'load_checkpoint',
-           'NonFiniteLoss', 'train_epoch', 'pretrain', 'main']
+           'recipe_saliency', 'save_encoder', 'load_encoder', 'save_checkpoint', 'load_checkpoint', 'NonFiniteLoss',
+           'train_epoch', 'pretrain', 'main']
 
-# %% ../nbs/12_train.ipynb #4036250e
+# %% ../nbs/12_train.ipynb #188d53e5
 import argparse
 import hashlib
 import json
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from . import augment
 from .augment import Paste, ViewLaw, two_views
 from .config import SettingsError, load_settings, project_root
-from .data import open_arrays
+from .data import open_arrays, shuffled, write_atomically
 from .methods import METHODS
 from .models import Encoder
 
@@ -90,7 +90,7 @@ def made_by(settings, recipe, seed, images, rows, saliency):
     out |= dict(images=_checksum(images), rows=_checksum(rows))
     return out | dict(saliency=_checksum(saliency) if saliency is not None else "none")
 
-# %% ../nbs/12_train.ipynb #86408509
+# %% ../nbs/12_train.ipynb #10fe9c89
 def recipe_saliency(kind, folder, masks=None):
     """The maps uint8 `(N, 1, H, W)` that a recipe's `saliency` means, or None for `none`.
 
@@ -107,23 +107,10 @@ def recipe_saliency(kind, folder, masks=None):
         raise FileNotFoundError(f"{path}: no saliency maps here; compute them first (dvc repro saliency)")
     maps = np.load(path, mmap_mode="r")
     if kind == "shuffled":
-        order = np.random.Generator(np.random.Philox(0)).permutation(len(maps))
-        other = np.empty_like(order)
-        other[order] = np.roll(order, 1)  # one cycle through all: nobody keeps its own
-        maps = maps[other]
+        maps = shuffled(maps)
     return maps
 
-# %% ../nbs/12_train.ipynb #dece569d
-def write_atomically(path, write):
-    "Calls `write(temporary path)`, flushes to the disk, and moves the result to `path`."
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    write(part)
-    with open(part, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(part, path)
-
-
+# %% ../nbs/12_train.ipynb #9fd99395
 def save_encoder(encoder, path, **about):
     "Writes the encoder's weights as safetensors; `about` says how to build it again (and more), as JSON in its metadata."
     state = {k: v.contiguous().clone() for k, v in encoder.state_dict().items()}

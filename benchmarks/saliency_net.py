@@ -1,0 +1,73 @@
+"""The label-free network against its teachers on photos it never saw: `python benchmarks/saliency_net.py [FOLDER] [SEED ...]`.
+
+Looks in the folder named by the environment variable DILO_REAL_DATA, by default ../shared/data from the project root.
+Trains with `train_label_free` (12 epochs) on every fourth of the photos in imagenette128/train, for each SEED (default 0),
+scores the network and its teachers on saliency_objects and saliency_people at their stored size, pooled scores too, and
+times it on photos of 224 pixels on one core (median over photos of the best of three). FOLDER (default
+build/saliency_net) keeps what was computed: a second call goes on where the first stopped.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import numpy as np
+from PIL import Image
+from saliency import FOLDERS, pairs, timed
+
+from dilo.saliency import METHODS
+from dilo.saliency_net import TEACHERS, load_saliency_net, train_label_free
+from dilo.saliency_scores import score
+
+DATA = Path(os.environ.get("DILO_REAL_DATA", ROOT.parent / "shared/data"))
+
+
+def training_photos(folder):
+    "A folder of links to every fourth training photo."
+    files = sorted((DATA / "imagenette128/train").rglob("*.webp"))[::4]
+    if not files:
+        raise SystemExit(f"{DATA / 'imagenette128/train'} holds no .webp files")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        link = folder / f"{file.parent.name}_{file.name}"
+        if not link.exists():
+            link.symlink_to(file.resolve())
+    return folder
+
+
+def main():
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build/saliency_net")
+    photos = training_photos(out / "photos")
+    methods = {name: METHODS[name] for name in (*TEACHERS, "centre")}
+    for seed in map(int, sys.argv[2:] or ["0"]):
+        file = out / f"seed{seed}.safetensors"
+        if seed and not file.exists() and (out / "seed0.work").is_dir():  # the same photos, cues and teachers
+            (out / f"seed{seed}.work").mkdir(exist_ok=True)
+            for array in (out / "seed0.work").iterdir():
+                if array.suffix in (".json", ".npy", ".progress") and "targets" not in array.name:
+                    link = out / f"seed{seed}.work" / array.name
+                    link.exists() or os.link(array, link)
+        train_label_free(photos, file, seed=seed, jobs=-1)
+        methods[f"network, seed {seed}"] = load_saliency_net(file)
+    sets = {folder: pairs(DATA / folder) for folder in FOLDERS}
+    sets["both"] = tuple(sum(parts, []) for parts in zip(*sets.values()))
+    print(f"{'':18}" + "".join(f"{name:>24}" for name in sets) + "   (max F / MAE)")
+    for name, method in methods.items():
+        row = ""
+        for images, masks in sets.values():
+            result = score([(method(image) * 255).round().astype(np.uint8) for image in images], masks)
+            row += f"{result['max_f']:>17.3f} / {result['mae']:.3f}"
+        print(f"{name:18}{row}", flush=True)
+    name, network = list(methods.items())[-1]
+    small = [np.array(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC)) for image in sets["both"][0]]
+    print(f"{name}: {timed(network, small)[1]:.1f} ms for a photo of 224 x 224 px, one core")
+
+
+if __name__ == "__main__":
+    main()
