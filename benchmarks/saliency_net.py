@@ -1,4 +1,6 @@
-"""The label-free network against its teachers on photos it never saw: `python benchmarks/saliency_net.py [FOLDER] [SEED ...]`.
+"""The label-free network against its teachers, on photos it never saw.
+
+`python benchmarks/saliency_net.py [FOLDER] [SEED...]`
 
 Looks in the folder named by the environment variable DILO_REAL_DATA, by default ../shared/data from the project root.
 Trains with `train_label_free` (12 epochs) on every fourth of the photos in imagenette128/train, for each SEED (default 0),
@@ -8,9 +10,7 @@ build/saliency_net) keeps what was computed: a second call goes on where the fir
 """
 
 import os
-
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
-
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,11 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np
+import torch
 from PIL import Image
 from saliency import FOLDERS, pairs, timed
 
 from dilo.saliency import METHODS
-from dilo.saliency_net import TEACHERS, load_saliency_net, train_label_free
+from dilo.saliency_net import CUES, TEACHERS, load_saliency_net, train_label_free
 from dilo.saliency_scores import score
 
 DATA = Path(os.environ.get("DILO_REAL_DATA", ROOT.parent / "shared/data"))
@@ -42,17 +43,18 @@ def training_photos(folder):
 
 
 def main():
+    torch.set_num_threads(os.cpu_count())  # benchmarks/saliency.py asked for one
     out = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "build/saliency_net")
     photos = training_photos(out / "photos")
     methods = {name: METHODS[name] for name in (*TEACHERS, "centre")}
     for seed in map(int, sys.argv[2:] or ["0"]):
         file = out / f"seed{seed}.safetensors"
-        if seed and not file.exists() and (out / "seed0.work").is_dir():  # the same photos, cues and teachers
-            (out / f"seed{seed}.work").mkdir(exist_ok=True)
-            for array in (out / "seed0.work").iterdir():
-                if array.suffix in (".json", ".npy", ".progress") and "targets" not in array.name:
-                    link = out / f"seed{seed}.work" / array.name
-                    link.exists() or os.link(array, link)
+        if seed and (out / "seed0.work").is_dir() and not (out / f"seed{seed}.work").is_dir():
+            (out / f"seed{seed}.work").mkdir()  # the same photos, cues and teachers
+            for name in ("images", "masks", *TEACHERS, *(cue.__name__ for cue in CUES.values())):
+                for made in (out / "seed0.work").glob(f"{name}.*"):
+                    os.link(made, out / f"seed{seed}.work" / made.name)
+            shutil.copy(out / "seed0.work/photos.json", out / f"seed{seed}.work")
         train_label_free(photos, file, seed=seed, jobs=-1)
         methods[f"network, seed {seed}"] = load_saliency_net(file)
     sets = {folder: pairs(DATA / folder) for folder in FOLDERS}
@@ -64,6 +66,7 @@ def main():
             result = score([(method(image) * 255).round().astype(np.uint8) for image in images], masks)
             row += f"{result['max_f']:>17.3f} / {result['mae']:.3f}"
         print(f"{name:18}{row}", flush=True)
+    torch.set_num_threads(1)
     name, network = list(methods.items())[-1]
     small = [np.array(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC)) for image in sets["both"][0]]
     print(f"{name}: {timed(network, small)[1]:.1f} ms for a photo of 224 x 224 px, one core")

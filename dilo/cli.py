@@ -5,23 +5,31 @@
 # %% auto #0
 __all__ = ['HAND_CRAFTED', 'main']
 
-# %% ../nbs/18_cli.ipynb #0d88e8be
+# %% ../nbs/18_cli.ipynb #067e6302
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
 
-# %% ../nbs/18_cli.ipynb #7f4a07c8
+# %% ../nbs/18_cli.ipynb #97b680dd
 def _method(args):
     "The method that --method and --weights ask for."
-    if args.weights is not None and args.method != "net":
-        raise ValueError(f"--weights is for --method net, and --method is {args.method}")
+    made_with = {"net": "`dilo saliency-train`", "activation": "pre-training"}
+    if args.weights is not None and args.method not in made_with:
+        raise ValueError(f"--weights is for --method net and activation, and --method is {args.method}")
+    if args.weights is None and args.method in made_with:
+        raise ValueError(f"--method {args.method} needs --weights, a .safetensors file from {made_with[args.method]}")
     if args.method == "net":
-        if args.weights is None:
-            raise ValueError("--method net needs --weights, a .safetensors file that `dilo saliency-train` wrote")
         from dilo.saliency_net import load_saliency_net
 
         return load_saliency_net(args.weights)
+    if args.method == "activation":
+        from dilo.saliency_net import EncoderSaliency
+        from dilo.train import load_encoder
+
+        encoder = load_encoder(args.weights)
+        return EncoderSaliency(encoder, hashlib.sha256(Path(args.weights).read_bytes()).hexdigest())
     if args.method == "rembg":
         from dilo.saliency_net import rembg_map
 
@@ -55,18 +63,20 @@ def _saliency_score(args):
             print(f"{name:15}{value:.4f}" if isinstance(value, float) else f"{name:15}{value}")
     return 0
 
-# %% ../nbs/18_cli.ipynb #edb8a265
+# %% ../nbs/18_cli.ipynb #3b94bf49
 def _saliency_train(args):
     from dilo.saliency_net import train_label_free, train_supervised
 
-    options = dict(epochs=args.epochs, seed=args.seed, progress=not args.quiet)
+    options = dict(epochs=args.epochs, seed=args.seed, jobs=args.jobs, progress=not args.quiet)
     if args.masks is None:
-        train_label_free(args.photos, args.out, jobs=args.jobs, **options)
+        problems = train_label_free(args.photos, args.out, **options)
     else:
-        train_supervised(args.photos, args.masks, args.out, jobs=args.jobs, **options)
-    return 0
+        problems = train_supervised(args.photos, args.masks, args.out, **options)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
 
-# %% ../nbs/18_cli.ipynb #fa299aa1
+# %% ../nbs/18_cli.ipynb #e4ccff8b
 HAND_CRAFTED = ("rbd", "gs", "mr", "mc", "mb", "sr", "ft", "centre", "full_box")
 
 def _parser():
@@ -81,15 +91,16 @@ def _parser():
         one.set_defaults(run=run)
         return one
 
-    c = command("saliency", _saliency, "Writes the saliency map of every photo in a folder as an 8-bit grey PNG of its size.",
+    c = command("saliency", _saliency, "Writes the saliency map of each photo in a folder as a grey PNG of its size.",
                 "dilo saliency photos/ --method rbd --out maps/")
     c.add_argument("photos", metavar="PHOTOS", help="folder of photos of any kind, read with its subfolders")
     c.add_argument("--out", required=True, metavar="MAPS", help="folder for the maps and index.csv; made if need be")
-    c.add_argument("--method", choices=(*HAND_CRAFTED, "net", "rembg"), default="rbd",
-                   help="net: a network trained by saliency-train; rembg: pretrained networks, pip install 'dilo[rembg]'")
-    c.add_argument("--weights", metavar="FILE", help="the network of --method net, .safetensors")
-    c.add_argument("--size", type=int, default=224, help="smaller photos are enlarged to this longest side for the method, px")
-    c.add_argument("--largest", type=int, default=400, help="larger photos are reduced to this longest side for the method, px")
+    c.add_argument("--method", choices=(*HAND_CRAFTED, "net", "activation", "rembg"), default="rbd",
+                   help="net: a network of saliency-train; activation: where a pre-trained encoder is active; rembg: "
+                        "networks that others trained (pip install 'dilo[rembg]')")
+    c.add_argument("--weights", metavar="FILE", help="the network of --method net, or the encoder of --method activation")
+    c.add_argument("--size", type=int, default=224, help="the method sees smaller photos enlarged to this longest side, px")
+    c.add_argument("--largest", type=int, default=400, help="the method sees larger photos reduced to this longest side, px")
     c.add_argument("--jobs", type=int, default=-1, help="processes, -1: one for each core")
     c.add_argument("--backend", choices=("loky", "threading", "dask", "ray"), default="loky", help="where joblib runs them")
     c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
@@ -101,7 +112,7 @@ def _parser():
     c.add_argument("--csv", metavar="FILE", help="write the scores of each image there")
     c.add_argument("--json", action="store_true", help="print one line of JSON")
 
-    c = command("saliency-train", _saliency_train, "Trains a saliency network: without labels, or with masks where --masks is given.",
+    c = command("saliency-train", _saliency_train, "Trains a saliency network: without labels, or from masks with --masks.",
                 "dilo saliency-train photos/ --out net.safetensors")
     c.add_argument("photos", metavar="PHOTOS", help="folder of photos to learn from")
     c.add_argument("--out", required=True, metavar="FILE", help="the network, .safetensors; its checkpoint stands beside it")

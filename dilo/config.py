@@ -26,7 +26,7 @@ class Section(BaseModel):
 Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
-# %% ../nbs/00_config.ipynb #581b420f
+# %% ../nbs/00_config.ipynb #0d78b3b5
 class World(Section):
     "The embedded world: rendered objects on photographed backgrounds."
 
@@ -55,6 +55,7 @@ class Saliency(Section):
     methods: list[Map] = Field(["rbd", "centre"], min_length=1, description="whose maps to make; the first is shown")
     size: int = Field(224, ge=32, le=1024, description="smaller images are enlarged to this longest side first, px")
     jobs: int = Field(2, ge=1, description="processes")
+    backend: Literal["loky", "threading", "dask", "ray"] = Field("loky", description="where joblib runs them")
 
 # %% ../nbs/00_config.ipynb #640a0d07
 class Recipe(Section):

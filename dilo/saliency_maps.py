@@ -41,11 +41,11 @@ def _made_by(method, name, size, largest):
     "What decides a map, besides its image."
     return {"method": name, "size": size, "largest": largest, "code": _code(method)}
 
-# %% ../nbs/07_saliency_maps.ipynb #91dedb3f
+# %% ../nbs/07_saliency_maps.ipynb #89fe55d1
 BACKENDS = {"loky": "joblib", "threading": "joblib", "dask": "dask.distributed", "ray": "ray"}
 
-def _backend(name, jobs):
-    "The context in which joblib uses a backend; `ValueError` for an unknown one, `ImportError` for one that is absent."
+def _check_backend(name, jobs):
+    "`ValueError` for a backend or a number of jobs that there is not, `ImportError` for a backend that is not installed."
     if name not in BACKENDS:
         raise ValueError(f"backend is {name!r}; allowed are {', '.join(BACKENDS)}")
     if jobs == 0 or jobs < -1:
@@ -53,6 +53,9 @@ def _backend(name, jobs):
     if importlib.util.find_spec(BACKENDS[name].split(".")[0]) is None:
         package = "'dask[distributed]'" if name == "dask" else name
         raise ImportError(f"backend is {name!r}, and {name} is not installed: pip install {package}")
+
+def _backend(name, jobs):
+    "The context in which joblib uses a backend."
     if name == "dask":
         import dask.distributed  # noqa: F401, registers the backend with joblib
     if name == "ray":
@@ -123,7 +126,7 @@ def _rewrite(record, lines):
     record.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(record, lambda part: part.write_text("".join(line + "\n" for line in lines)))
 
-# %% ../nbs/07_saliency_maps.ipynb #53eefb22
+# %% ../nbs/07_saliency_maps.ipynb #6a8503de
 def saliency_maps(images, method="rbd", size=224, jobs=1, progress=True, out=None, backend="loky", device=None):
     """Maps uint8 `(N, 1, H, W)`, 0..255, of images uint8 `(N, 3, H, W)`; both may be memory maps.
 
@@ -135,6 +138,7 @@ def saliency_maps(images, method="rbd", size=224, jobs=1, progress=True, out=Non
     `ValueError` for arguments it cannot use, `ImportError` for a backend that is not installed.
     """
     _checked_batch(images, size, out)
+    _check_backend(backend, jobs)
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     if device is not None and method != "rbd":
         raise ValueError(f"device is {device!r} and method {name!r}; only rbd runs in batches on a device")
@@ -263,7 +267,7 @@ def _known(record, made_by):
     done = [json.loads(line) for line in lines[:-1]]
     return {entry["photo"]: entry for entry in done if entry["problem"] is None}
 
-# %% ../nbs/07_saliency_maps.ipynb #4ecc1c44
+# %% ../nbs/07_saliency_maps.ipynb #e0c91bd1
 def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, progress=True, backend="loky"):
     """Writes the map of every photo below `photos` as out/<same place>.png; the index, also in out/index.csv, as a table.
 
@@ -277,6 +281,7 @@ def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, pr
     """
     function, listed = saliency._function(method), list_photos(photos)
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+    _check_backend(backend, jobs)
     at_size(function, np.zeros((2, 2, 3), np.uint8), size, largest)  # an error in the sizes comes before anything is written
     photos, out = Path(photos).resolve(), Path(out).resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SIDE', 'PATCHES', 'CUES', 'WIDTHS', 'TEACHERS', 'rbd_cue', 'mr_cue', 'mb_cue', 'cues', 'SaliencyNet', 'fused',
            'f_loss', 'ssim', 'iou_loss', 'mask_loss', 'TrainedSaliency', 'save_saliency_net', 'load_saliency_net',
-           'pack_photos', 'fit', 'train_label_free', 'train_supervised', 'activation_map', 'contracam', 'encoder_maps',
-           'rembg_map']
+           'pack_photos', 'fit', 'train_label_free', 'train_supervised', 'activation_map', 'EncoderSaliency',
+           'contracam', 'encoder_maps', 'rembg_map']
 
-# %% ../nbs/08_saliency_net.ipynb #3d2be9f2
+# %% ../nbs/08_saliency_net.ipynb #d8edf574
 import hashlib
 import json
 import math
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +34,17 @@ from .saliency_maps import list_photos, read_photo, saliency_maps
 from .saliency_scores import to_levels
 from .superpixels import checked_image, superpixels
 
-# %% ../nbs/08_saliency_net.ipynb #bfe1718b
+# %% ../nbs/08_saliency_net.ipynb #6ec74a04
 SIDE = 128  # pixels; photos are stretched to a square
-PATCHES = 150
+PATCHES = 120
 
-# %% ../nbs/08_saliency_net.ipynb #ae97165d
+# %% ../nbs/08_saliency_net.ipynb #dcb5bc91
 def rbd_cue(image):
-    "`rbd` on 150 superpixels."
+    "`rbd` on 120 superpixels."
     return rbd(superpixels(image, PATCHES))
 
 def mr_cue(image):
-    "`mr` on 150 superpixels."
+    "`mr` on 120 superpixels."
     return mr(superpixels(image, PATCHES))
 
 def mb_cue(image):
@@ -63,7 +64,7 @@ def _square(image):
     "The image uint8 `(128, 128, 3)`, stretched."
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
-# %% ../nbs/08_saliency_net.ipynb #96b9ed43
+# %% ../nbs/08_saliency_net.ipynb #125ea1e1
 WIDTHS = (16, 32, 64, 96)
 
 def _block(inputs, outputs):
@@ -83,18 +84,20 @@ class SaliencyNet(nn.Module):
         self.down = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in pairs)
         self.up = nn.ModuleList((_block(d + c, c), _block(c + b, b), _block(b + a, a)))
         self.coarse = nn.Conv2d(a, maps, 3, padding=1)
-        self.refine = nn.Sequential(_block(3 + len(CUES) + maps, 16), nn.Conv2d(16, maps, 3, padding=1))
+        self.refine = nn.Sequential(_block(4 * (3 + len(CUES)) + maps, 16), nn.Conv2d(16, 4 * maps, 3, padding=1))
 
     def forward(self, x):
-        h = self.down[0](F.pixel_unshuffle(x, 2))
+        x = F.pixel_unshuffle(x, 2)  # four pixels as channels of one, at half the cost of full resolution
+        h = self.down[0](x)
         shortcuts = [h]
         for stage in self.down[1:]:
             h = stage(F.max_pool2d(h, 2))
             shortcuts.append(h)
         for stage, shortcut in zip(self.up, shortcuts[-2::-1]):
             h = stage(torch.cat((_twice(h), shortcut), 1))
-        coarse = _twice(self.coarse(h))
-        return coarse, coarse + self.refine(torch.cat((x, coarse), 1))
+        small = self.coarse(h)
+        coarse = _twice(small)
+        return coarse, coarse + F.pixel_shuffle(self.refine(torch.cat((x, small), 1)), 2)
 
 def _twice(x):
     return F.interpolate(x, scale_factor=2, mode="bilinear")
@@ -146,7 +149,19 @@ def mask_loss(logits, target):
     probability = torch.sigmoid(logits)
     return F.binary_cross_entropy_with_logits(logits, target) + 1 - ssim(probability, target) + iou_loss(probability, target)
 
-# %% ../nbs/08_saliency_net.ipynb #01bfbac6
+# %% ../nbs/08_saliency_net.ipynb #9563bdfa
+@contextmanager
+def _one_thread():
+    "torch with one thread and without gradients."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+# %% ../nbs/08_saliency_net.ipynb #556542b9
 class TrainedSaliency:
     "A `SaliencyNet` as a method: map float32 `(H, W)` in [0, 1] of an image uint8 `(H, W, 3)`."
 
@@ -158,16 +173,11 @@ class TrainedSaliency:
     def __call__(self, image):
         image = checked_image(image)
         height, width = image.shape[:2]
-        if np.ptp(image, axis=(0, 1)).max() == 0:
+        if (image[0] == image[0, 0]).all() and (image == image[0, 0]).all():  # the first row mostly decides
             return np.zeros((height, width), np.float32)
         x = torch.from_numpy(cues(_square(image)))[None].float() / 255
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.inference_mode():
-                saliency = torch.sigmoid(self.net(x.contiguous(memory_format=torch.channels_last))[1])[0, 0].numpy()
-        finally:
-            torch.set_num_threads(threads)
+        with _one_thread():
+            saliency = torch.sigmoid(self.net(x.contiguous(memory_format=torch.channels_last))[1])[0, 0].numpy()
         back = Image.fromarray(saliency).resize((width, height), Image.Resampling.BILINEAR)
         return np.clip(np.asarray(back), 0, 1)
 
@@ -454,6 +464,20 @@ def activation_map(encoder, images):
 
     `encoder`: has `feature_map`, as `dilo.models.Encoder`; its maps' mean over channels."""
     return _stretched(encoder.feature_map(images).relu().mean(1), images.shape[2:])
+
+# %% ../nbs/08_saliency_net.ipynb #b317a7a2
+class EncoderSaliency:
+    "An encoder's activation map as a method: float32 `(H, W)` in [0, 1] of an image uint8 `(H, W, 3)`."
+
+    __name__ = "activation"
+
+    def __init__(self, encoder, made_by):
+        self.encoder, self.made_by = encoder.eval(), made_by
+
+    def __call__(self, image):
+        x = torch.from_numpy(np.ascontiguousarray(checked_image(image).transpose(2, 0, 1)))[None].float() / 255
+        with _one_thread():
+            return activation_map(self.encoder, x)[0, 0].numpy()
 
 # %% ../nbs/08_saliency_net.ipynb #34847e87
 def contracam(encoder, images, head=None, temperature=0.2):

@@ -7,7 +7,7 @@ __all__ = ['LEARNING_ROOMS', 'epoch_batches', 'learning_rate', 'machine_precisio
            'recipe_saliency', 'save_encoder', 'load_encoder', 'save_checkpoint', 'load_checkpoint', 'NonFiniteLoss',
            'train_epoch', 'pretrain', 'main']
 
-# %% ../nbs/12_train.ipynb #188d53e5
+# %% ../nbs/12_train.ipynb #488825d7
 import argparse
 import hashlib
 import json
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
@@ -110,7 +110,7 @@ def recipe_saliency(kind, folder, masks=None):
         maps = shuffled(maps)
     return maps
 
-# %% ../nbs/12_train.ipynb #9fd99395
+# %% ../nbs/12_train.ipynb #5e3e893e
 def save_encoder(encoder, path, **about):
     "Writes the encoder's weights as safetensors; `about` says how to build it again (and more), as JSON in its metadata."
     state = {k: v.contiguous().clone() for k, v in encoder.state_dict().items()}
@@ -120,12 +120,15 @@ def save_encoder(encoder, path, **about):
 
 
 def load_encoder(path):
-    "The frozen `Encoder` that `save_encoder` wrote, in eval mode. Raises FileNotFoundError naming the file."
+    "The frozen `Encoder` that `save_encoder` wrote, in eval mode. FileNotFoundError or ValueError naming another file."
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no encoder here; pre-train one first (dvc repro, or dilo.train.pretrain)")
-    with safe_open(path, framework="pt") as f:
-        about, state = json.loads(f.metadata()["dilo"]), {k: f.get_tensor(k) for k in f.keys()}
-    encoder = Encoder(about["backbone"], about["width"], about["stem"])
+    try:
+        with safe_open(path, framework="pt") as f:
+            about, state = json.loads(f.metadata()["dilo"]), {k: f.get_tensor(k) for k in f.keys()}
+        encoder = Encoder(about["backbone"], about["width"], about["stem"])
+    except (SafetensorError, TypeError, KeyError) as e:
+        raise ValueError(f"{path}: holds no encoder that `save_encoder` wrote ({e!r})") from e
     encoder.load_state_dict(state, strict=True)
     return encoder.eval().requires_grad_(False)
 

@@ -1,0 +1,250 @@
+"The command `dilo` as a user types it: photos of every kind, faults, interruption."
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from skimage import data
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def dilo(*arguments, status=0, cwd=None):
+    "Standard output and error of `dilo ...`, which must end with `status` and never with a traceback."
+    command = [sys.executable, "-m", "dilo.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd)
+    assert done.returncode == status, f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout, done.stderr
+
+
+def digests(folder):
+    "The sha256 of every map below a folder, by its place."
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*.png"))
+    }
+
+
+@pytest.fixture(scope="module")
+def cat():
+    return Image.fromarray(data.cat()).resize((180, 120))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, cat):
+    "Twelve photos."
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(12):
+        cat.rotate(30 * i, fillcolor=(90, 20 * i, 60)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def test_installed_command_explains_itself():
+    command = Path(sys.executable).with_name("dilo")
+    text = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
+    for name in ("saliency", "saliency-score", "saliency-train"):
+        assert name in text
+        assert "example: dilo" in dilo(name, "--help")[0]
+
+
+def test_photos_of_every_kind(tmp_path, cat):
+    folder, out = tmp_path / "photos", tmp_path / "maps"
+    (folder / "sub").mkdir(parents=True)
+    grey = np.asarray(cat.convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    cat.save(folder / "rgb.png")
+    cat.convert("L").save(folder / "grey.png")
+    Image.fromarray(np.dstack([np.asarray(cat), np.full_like(grey, 255)])).save(folder / "rgba.png")
+    Image.fromarray(grey.astype(np.uint16) << 8).save(folder / "deep.png")
+    cat.convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "palette.gif")
+    cat.convert("CMYK").save(folder / "sub/cmyk.jpg", quality=95)
+    cat.rotate(90, expand=True).save(folder / "turned.jpg", quality=95, exif=exif)
+    Image.new("RGB", (60, 40), (9, 120, 60)).save(folder / "constant.png")
+    cat.resize((1, 50)).save(folder / "line.png")
+    cat.resize((3, 5)).save(folder / "tiny.png")
+    cat.convert("1").save(folder / "bits.tif")
+    stdout, stderr = dilo("saliency", folder, "--out", out, "--jobs", 1)
+    assert "11 maps" in stdout and "100%" in stderr and re.search(r"photo/s|s/photo", stderr)
+    index = pd.read_csv(out / "index.csv").set_index("photo")
+    assert len(index) == 11 and index.problem.isna().all()
+    maps = {photo: np.asarray(Image.open(out / row["map"])) for photo, row in index.iterrows()}
+    for photo, row in index.iterrows():
+        assert maps[photo].dtype == np.uint8 and maps[photo].shape == (row.height, row.width), photo
+    assert maps["line.png"].shape == (50, 1) and maps["tiny.png"].shape == (5, 3)
+    assert maps["turned.jpg"].shape == (120, 180), "EXIF says how it is held"
+    assert (maps["constant.png"] == 0).all()
+    assert (maps["rgba.png"] == maps["rgb.png"]).all() and (maps["deep.png"] == maps["grey.png"]).all()
+    for photo in ("sub/cmyk.jpg", "turned.jpg", "palette.gif"):
+        assert np.abs(maps[photo].astype(int) - maps["rgb.png"]).mean() < 40, photo
+
+
+def test_every_method(tmp_path, photos):
+    for method in ("rbd", "gs", "mr", "mc", "mb", "sr", "ft", "centre", "full_box"):
+        dilo("saliency", photos, "--out", tmp_path / method, "--method", method, "--jobs", 1, "--quiet")
+        assert len(digests(tmp_path / method)) == 12
+    assert len({tuple(digests(tmp_path / m).values()) for m in ("rbd", "gs", "mr", "mc", "mb", "sr", "ft")}) == 7
+
+
+def test_broken_photos_are_listed_and_the_rest_goes_on(tmp_path, cat):
+    folder, out = tmp_path / "photos", tmp_path / "maps"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        cat.save(folder / name)
+    whole = (folder / "b.jpg").read_bytes()
+    (folder / "b.jpg").write_bytes(whole[: len(whole) // 3])
+    (folder / "not.png").write_text("not an image")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("no photo, and not listed")
+    _, stderr = dilo("saliency", folder, "--out", out, "--quiet", "--jobs", 1, status=1)
+    assert sorted(line.split(":")[0] for line in stderr.splitlines()) == ["b.jpg", "empty.jpg", "not.png"]
+    assert sorted(digests(out)) == ["a.png", "c.png"]
+    before = digests(out) | {"mtime": (out / "a.png").stat().st_mtime_ns}
+    (folder / "b.jpg").write_bytes(whole)
+    (folder / "not.png").unlink()
+    (folder / "empty.jpg").unlink()
+    dilo("saliency", folder, "--out", out, "--quiet", "--jobs", 1)
+    assert (out / "a.png").stat().st_mtime_ns == before["mtime"], "what was there is kept"
+    assert sorted(digests(out)) == ["a.png", "b.png", "c.png"] and pd.read_csv(out / "index.csv").problem.isna().all()
+
+
+def test_large_photos_need_little_memory(tmp_path):
+    "8000 x 6000 px, as JPEG and as PNG: the pixels of one are 144 MB."
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)).resize((8000, 6000))
+    large.save(folder / "large.jpg")
+    large.save(folder / "large.png", compress_level=1)
+    del large
+    code = f"""
+import resource
+from dilo.saliency_maps import saliency_folder
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+table = saliency_folder({str(folder)!r}, {str(tmp_path / "maps")!r}, progress=False)
+assert table.problem.isna().all() and (table.width == 8000).all(), table
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, check=True)
+    grown = int(done.stdout) / (2**20 if sys.platform == "darwin" else 2**10)
+    print(f"peak memory grew by {grown:.0f} MiB")
+    assert grown < 900, f"{grown:.0f} MiB"
+    for ending in ("jpg", "png"):
+        assert Image.open(tmp_path / f"maps/large.{ending}.png").size == (8000, 6000)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["saliency", "none", "--out", "maps"], "none: no such folder"),
+        (["saliency", "empty", "--out", "maps"], "empty: holds no photos"),
+        (["saliency", "photos", "--out", "file"], "file"),
+        (["saliency", "photos", "--out", "maps", "--method", "bms"], "invalid choice: 'bms'"),
+        (["saliency", "photos", "--out", "maps", "--size", "0"], "size is 0"),
+        (["saliency", "photos", "--out", "maps", "--jobs", "0"], "jobs is 0"),
+        (["saliency", "photos", "--out", "maps", "--method", "net"], "needs --weights"),
+        (["saliency", "photos", "--out", "maps", "--method", "net", "--weights", "file"], "file: cannot be read"),
+        (["saliency", "photos", "--out", "maps", "--method", "activation", "--weights", "file"], "holds no encoder"),
+        (["saliency", "photos", "--out", "maps", "--backend", "ray"], "pip install ray"),
+        (["saliency-score", "photos", "empty"], "empty"),
+        (["saliency-train", "photos", "--out", "net.pt"], "ends in .safetensors"),
+        (["saliency-train", "photos", "--masks", "empty", "--out", "net.safetensors"], "empty: holds no photos"),
+        ([], "COMMAND"),
+    ],
+)
+def test_mistakes_are_said_in_a_line(tmp_path, cat, arguments, said):
+    for name in ("photos", "empty"):
+        (tmp_path / name).mkdir()
+    cat.save(tmp_path / "photos/a.png")
+    (tmp_path / "file").write_text("a file")
+    _, stderr = dilo(*arguments, status=2, cwd=tmp_path)
+    assert said in stderr, stderr
+    assert not (tmp_path / "maps").exists(), "nothing was begun"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
+def test_unwritable_output(tmp_path, photos):
+    (tmp_path / "maps").mkdir(mode=0o500)
+    assert "maps" in dilo("saliency", photos, "--out", tmp_path / "maps", status=2)[1]
+
+
+def test_jobs_change_nothing(tmp_path, photos):
+    for jobs in (1, 2):
+        dilo("saliency", photos, "--out", tmp_path / str(jobs), "--jobs", jobs, "--quiet")
+    assert digests(tmp_path / "1") == digests(tmp_path / "2")
+
+
+def test_killed_run_goes_on(tmp_path, cat):
+    folder, whole, killed = (tmp_path / name for name in ("photos", "whole", "killed"))
+    folder.mkdir()
+    for i in range(60):
+        cat.rotate(6 * i, fillcolor=(90, 4 * i, 60)).save(folder / f"{i:02}.png")
+    dilo("saliency", folder, "--out", whole, "--quiet", "--jobs", 1)
+    command = [sys.executable, "-m", "dilo.cli", "saliency", str(folder), "--out", str(killed), "--quiet", "--jobs", "1"]
+    run = subprocess.Popen(command, env=ENV)
+    deadline = time.monotonic() + 120
+    while len(digests(killed)) < 8:
+        assert time.monotonic() < deadline and run.poll() is None, "the run ended or never began"
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert not (killed / "index.csv").exists()
+    times = {name: (killed / name).stat().st_mtime_ns for name in digests(killed)}
+    assert 8 <= len(times) < 60
+    dilo("saliency", folder, "--out", killed, "--quiet", "--jobs", 1)
+    assert digests(killed) == digests(whole)
+    assert (killed / "index.csv").read_bytes() == (whole / "index.csv").read_bytes()
+    kept = sum((killed / name).stat().st_mtime_ns == then for name, then in times.items())
+    assert kept >= len(times) - 4, "at most the handful in work is made again"
+    assert not [file for file in killed.rglob("*") if file.name.endswith(".part")]
+
+
+def test_maps_against_masks(tmp_path, photos):
+    "A mask is its own perfect map; scores of each image in a table."
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for file in photos.iterdir():
+        mask = np.zeros((120, 180), np.uint8)
+        mask[30:90, 40:140] = 255
+        Image.fromarray(mask).save(masks / file.name)
+    stdout, _ = dilo("saliency-score", masks, masks, "--csv", tmp_path / "scores.csv")
+    scores = dict(line.split() for line in stdout.splitlines())
+    assert scores["max_f"] == scores["iou"] == scores["s_measure"] == "1.0000" and scores["mae"] == "0.0000"
+    assert len(pd.read_csv(tmp_path / "scores.csv")) == 12
+
+
+def test_a_network_from_masks_and_one_without(tmp_path, cat):
+    "Trained by the command, used by the command; called again, it has nothing to do."
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    for folder in (photos, masks):
+        folder.mkdir()
+    for i in range(4):
+        picture, mask = Image.new("RGB", (96, 64), (40, 60 * i, 90)), Image.new("L", (96, 64))
+        picture.paste((220, 60, 40), (10 * i + 10, 15, 10 * i + 50, 50))
+        mask.paste(255, (10 * i + 10, 15, 10 * i + 50, 50))
+        picture.save(photos / f"{i}.jpg")
+        mask.save(masks / f"{i}.png")
+    (photos / "broken.jpg").write_text("no photo")
+    (masks / "broken.png").write_text("no mask")
+    for name, more in (("free", []), ("taught", ["--masks", masks])):
+        file = tmp_path / f"{name}.safetensors"
+        command = ("saliency-train", photos, "--out", file, "--epochs", 3, "--jobs", 1, "--quiet", *more)
+        _, stderr = dilo(*command, status=1)
+        assert "broken.jpg" in stderr
+        written = file.stat().st_mtime_ns
+        dilo(*command, status=1)
+        assert file.stat().st_mtime_ns == written
+        maps = tmp_path / name
+        dilo("saliency", masks, "--out", maps, "--method", "net", "--weights", file, "--jobs", 1, "--quiet", status=1)
+        assert len(digests(maps)) == 4
