@@ -1,4 +1,4 @@
-"""Scores and times of every saliency method on photos with hand-made masks: `python benchmarks/saliency.py`.
+"""Scores and times of every saliency method on photos with hand-made masks: `python benchmarks/saliency.py [TABLE.csv]`.
 
 Looks for the folders saliency_objects and saliency_people (each with images/*.jpg and masks/*.png of the same stem) in
 the folder named by the environment variable DILO_REAL_DATA, by default ../shared/data from the project root.
@@ -19,6 +19,7 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from skimage.segmentation import slic
 
@@ -92,7 +93,7 @@ def main():
         )
         return
     methods = {**METHODS, "rbd, paper": partial(rbd, constants="paper"), **opencv_methods()}
-    small = []
+    small, rows = [], []
     print(f"{'':25}{'max F':>7}{'adapt F':>8}{'MAE':>7}{'S':>7}{'E':>7}{'IoU':>7}{'ms':>7}{'SLIC / it':>11}")
     for name in FOLDERS:
         images, masks = pairs(data / name)
@@ -106,9 +107,12 @@ def main():
             s = score(maps, masks)
             figures = f"{s['max_f']:7.3f}{s['adaptive_f']:8.3f}{s['mae']:7.3f}{s['s_measure']:7.3f}{s['e_measure']:7.3f}"
             print(f"  {method:23}{figures}{s['iou']:7.3f}{ms:7.1f}{peer / ms:11.1f}", flush=True)
+            rows.append({"photos": name, "method": method, **s, "ms": ms, "slic_ms": peer})
         print(f"  {'all five, shared':23}{timed(five, images)[1]:50.1f}")
     for method in ("rbd", "gs", "mr", "mc", "mb"):
         print(f"64 px at 224: {method:8}{timed(partial(at_size, method), small)[1]:8.1f} ms")
+    if len(sys.argv) > 1:
+        pd.DataFrame(rows).round({"ms": 1, "slic_ms": 1}).round(4).to_csv(sys.argv[1], index=False)
 
 
 if __name__ == "__main__":

@@ -75,10 +75,11 @@ def test_photos_of_every_kind(tmp_path, cat):
     cat.resize((1, 50)).save(folder / "line.png")
     cat.resize((3, 5)).save(folder / "tiny.png")
     cat.convert("1").save(folder / "bits.tif")
-    stdout, stderr = dilo("saliency", folder, "--out", out, "--jobs", 1)
+    stdout, stderr = dilo("saliency", folder, "--out", out, "--jobs", 1, "--array", 32)
     assert "11 maps" in stdout and "100%" in stderr and re.search(r"photo/s|s/photo", stderr)
     index = pd.read_csv(out / "index.csv").set_index("photo")
     assert len(index) == 11 and index.problem.isna().all()
+    assert np.load(out / "maps.npy", mmap_mode="r").shape == (11, 1, 32, 32)
     maps = {photo: np.asarray(Image.open(out / row["map"])) for photo, row in index.iterrows()}
     for photo, row in index.iterrows():
         assert maps[photo].dtype == np.uint8 and maps[photo].shape == (row.height, row.width), photo
@@ -153,6 +154,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (["saliency", "photos", "--out", "maps", "--method", "bms"], "invalid choice: 'bms'"),
         (["saliency", "photos", "--out", "maps", "--size", "0"], "size is 0"),
         (["saliency", "photos", "--out", "maps", "--jobs", "0"], "jobs is 0"),
+        (["saliency", "photos", "--out", "maps", "--array", "0"], "--array is 0"),
         (["saliency", "photos", "--out", "maps", "--method", "net"], "needs --weights"),
         (["saliency", "photos", "--out", "maps", "--method", "net", "--weights", "file"], "file: cannot be read"),
         (["saliency", "photos", "--out", "maps", "--method", "activation", "--weights", "file"], "holds no encoder"),
