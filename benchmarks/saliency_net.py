@@ -6,7 +6,7 @@ Looks in the folder named by the environment variable DILO_REAL_DATA, by default
 Trains with `train_label_free` (12 epochs) on every fourth of the photos in imagenette128/train, for each SEED (default 0),
 scores the network and its teachers on saliency_objects and saliency_people at their stored size, pooled scores too, and
 times it on photos of 224 pixels on one core (median over photos of the best of three). FOLDER (default
-build/saliency_net) keeps what was computed: a second call goes on where the first stopped.
+build/saliency_net) keeps what was computed, and scores.csv: a second call goes on where the first stopped.
 """
 
 import os
@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from saliency import FOLDERS, pairs, timed
@@ -60,12 +61,15 @@ def main():
     sets = {folder: pairs(DATA / folder) for folder in FOLDERS}
     sets["both"] = tuple(sum(parts, []) for parts in zip(*sets.values()))
     print(f"{'':18}" + "".join(f"{name:>24}" for name in sets) + "   (max F / MAE)")
+    rows = []
     for name, method in methods.items():
         row = ""
-        for images, masks in sets.values():
+        for photos, (images, masks) in sets.items():
             result = score([(method(image) * 255).round().astype(np.uint8) for image in images], masks)
+            rows.append({"photos": photos, "method": name, **result})
             row += f"{result['max_f']:>17.3f} / {result['mae']:.3f}"
         print(f"{name:18}{row}", flush=True)
+    pd.DataFrame(rows).round(4).to_csv(out / "scores.csv", index=False)
     torch.set_num_threads(1)
     name, network = list(methods.items())[-1]
     small = [np.array(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC)) for image in sets["both"][0]]

@@ -36,12 +36,17 @@ def _method(args):
         return rembg_map
     return args.method
 
-# %% ../nbs/18_cli.ipynb #cb9fe972
+# %% ../nbs/18_cli.ipynb #22248674
 def _saliency(args):
-    from dilo.saliency_maps import saliency_folder
+    from dilo.saliency_maps import maps_array, saliency_folder
+
+    if args.array is not None and args.array < 1:
+        raise ValueError(f"--array is {args.array}; allowed is a side of at least 1 pixel")
 
     table = saliency_folder(args.photos, args.out, _method(args), size=args.size, largest=args.largest, jobs=args.jobs,
                             backend=args.backend, progress=not args.quiet)
+    if args.array is not None:
+        maps_array(args.out, args.array)
     bad = table[table.problem.notna()]
     if not args.quiet:
         print(f"{len(table) - len(bad)} maps in {args.out}, listed in {Path(args.out) / 'index.csv'}")
@@ -76,7 +81,7 @@ def _saliency_train(args):
         print(problem, file=sys.stderr)
     return 1 if problems else 0
 
-# %% ../nbs/18_cli.ipynb #e4ccff8b
+# %% ../nbs/18_cli.ipynb #420bdced
 HAND_CRAFTED = ("rbd", "gs", "mr", "mc", "mb", "sr", "ft", "centre", "full_box")
 
 def _parser():
@@ -103,6 +108,7 @@ def _parser():
     c.add_argument("--largest", type=int, default=400, help="the method sees larger photos reduced to this longest side, px")
     c.add_argument("--jobs", type=int, default=-1, help="processes, -1: one for each core")
     c.add_argument("--backend", choices=("loky", "threading", "dask", "ray"), default="loky", help="where joblib runs them")
+    c.add_argument("--array", type=int, metavar="SIDE", help="also write all maps, SIDE x SIDE px, as one array: maps.npy")
     c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
     c = command("saliency-score", _saliency_score, "Scores maps against true masks: F, MAE, S-measure, E-measure, IoU.",
