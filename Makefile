@@ -1,5 +1,6 @@
 # make repro    runs the pipeline and says where the report is   (PROFILE=smoke for two minutes of everything)
 # make test     runs every test
+# make setup    installs everything into .venv, which the others do too where need be
 # make lab      opens the notebooks in JupyterLab
 # make export   writes dilo/ and README.md from the notebooks
 # make lint     checks style
@@ -9,7 +10,9 @@ PROFILE ?= default
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SETUP := .venv/.installed
 
-.PHONY: repro test lab export lint
+.PHONY: setup repro test lab export lint
+
+setup: $(SETUP)
 
 repro: $(SETUP)
 	python -m dilo.config $(PROFILE)
