@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['HAND_CRAFTED', 'main']
 
-# %% ../nbs/18_cli.ipynb #067e6302
+# %% ../nbs/18_cli.ipynb #4b36f115
 import argparse
 import hashlib
 import json
+import signal
 import sys
+import threading
 from pathlib import Path
 
 # %% ../nbs/18_cli.ipynb #97b680dd
@@ -68,7 +70,7 @@ def _saliency_score(args):
             print(f"{name:15}{value:.4f}" if isinstance(value, float) else f"{name:15}{value}")
     return 0
 
-# %% ../nbs/18_cli.ipynb #3b94bf49
+# %% ../nbs/18_cli.ipynb #7233aacd
 def _saliency_train(args):
     from dilo.saliency_net import train_label_free, train_supervised
 
@@ -79,10 +81,18 @@ def _saliency_train(args):
         problems = train_supervised(args.photos, args.masks, args.out, **options)
     for problem in problems:
         print(problem, file=sys.stderr)
+    if not args.quiet:
+        print(f"the network is {args.out}: dilo saliency PHOTOS --method net --weights {args.out} --out MAPS")
     return 1 if problems else 0
 
-# %% ../nbs/18_cli.ipynb #420bdced
+# %% ../nbs/18_cli.ipynb #2fc5e296
 HAND_CRAFTED = ("rbd", "gs", "mr", "mc", "mb", "sr", "ft", "centre", "full_box")
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    "Shows the defaults that there are."
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 def _parser():
     "The command's arguments."
@@ -92,17 +102,19 @@ def _parser():
 
     def command(name, run, help, example):
         one = commands.add_parser(name, help=help, description=help, epilog=f"example: {example}",
-                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                  formatter_class=_Formatter)
         one.set_defaults(run=run)
         return one
 
     c = command("saliency", _saliency, "Writes the saliency map of each photo in a folder as a grey PNG of its size.",
                 "dilo saliency photos/ --method rbd --out maps/")
     c.add_argument("photos", metavar="PHOTOS", help="folder of photos of any kind, read with its subfolders")
-    c.add_argument("--out", required=True, metavar="MAPS", help="folder for the maps and index.csv; made if need be")
+    c.add_argument("--out", required=True, metavar="MAPS",
+                   help="folder for the maps and index.csv; maps made in another way are replaced")
     c.add_argument("--method", choices=(*HAND_CRAFTED, "net", "activation", "rembg"), default="rbd",
-                   help="net: a network of saliency-train; activation: where a pre-trained encoder is active; rembg: "
-                        "networks that others trained (pip install 'dilo[rembg]')")
+                   help="rbd, gs, mr, mc, mb: what differs from the picture's border; sr, ft: what is rare in it; centre, "
+                        "full_box: controls; net: a network of saliency-train; activation: where a pre-trained encoder is "
+                        "active; rembg: a network that others trained (an extra: the package rembg)")
     c.add_argument("--weights", metavar="FILE", help="the network of --method net, or the encoder of --method activation")
     c.add_argument("--size", type=int, default=224, help="the method sees smaller photos enlarged to this longest side, px")
     c.add_argument("--largest", type=int, default=400, help="the method sees larger photos reduced to this longest side, px")
@@ -111,7 +123,8 @@ def _parser():
     c.add_argument("--array", type=int, metavar="SIDE", help="also write all maps, SIDE x SIDE px, as one array: maps.npy")
     c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
-    c = command("saliency-score", _saliency_score, "Scores maps against true masks: F, MAE, S-measure, E-measure, IoU.",
+    c = command("saliency-score", _saliency_score,
+                "Scores maps against true masks: F, S, E and IoU (1 is best), MAE (0 is best).",
                 "dilo saliency-score maps/ masks/ --csv scores.csv")
     c.add_argument("maps", metavar="MAPS", help="folder of maps")
     c.add_argument("masks", metavar="MASKS", help="folder of masks with the same names, whatever the endings")
@@ -123,16 +136,22 @@ def _parser():
     c.add_argument("photos", metavar="PHOTOS", help="folder of photos to learn from")
     c.add_argument("--out", required=True, metavar="FILE", help="the network, .safetensors; its checkpoint stands beside it")
     c.add_argument("--masks", metavar="MASKS", help="folder of masks with the same names, for example DUTS-TR/DUTS-TR-Mask")
-    c.add_argument("--epochs", type=int, default=12)
-    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--epochs", type=int, default=12,
+                   help="times it sees each photo; without masks, a third of them refines the teachers' maps")
+    c.add_argument("--seed", type=int, default=0, help="of the weights and the order of the photos")
     c.add_argument("--jobs", type=int, default=-1, help="processes that make the teachers' maps, -1: one for each core")
     c.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
-# %% ../nbs/18_cli.ipynb #f08eb333
+# %% ../nbs/18_cli.ipynb #1f3112d5
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
 def main(argv=None):
     "Runs the command of `argv`, by default the process's arguments; the exit status, 0, 1 or 2."
     args = _parser().parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupted)  # `kill` ends a run as Ctrl-C does, and its processes with it
     try:
         return args.run(args)
     except (OSError, ValueError, ImportError) as error:

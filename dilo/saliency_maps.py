@@ -276,11 +276,12 @@ def _known(record, made_by):
     done = [json.loads(line) for line in lines[:-1]]
     return {entry["photo"]: entry for entry in done if entry["problem"] is None}
 
-# %% ../nbs/07_saliency_maps.ipynb #3dc3a1ab
+# %% ../nbs/07_saliency_maps.ipynb #66cbce04
 def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, progress=True, backend="loky"):
     """Writes the map of every photo below `photos` as out/<same place>.png; the index, also in out/index.csv, as a table.
 
-    Columns: photo, map (relative paths), height, width (pixels), sha256 (of the photo), problem (None where all is well).
+    Columns: photo, map (relative paths), height, width (pixels), sha256 (of the photo), problem (None where all is well) and
+    method.
     `method`: a name in `METHODS` or a function of an image; photos are brought to a longest side of `size` to
     `largest` px for it (see `at_size`), maps are of the photo's own size. `jobs`: processes, -1 for all
     cores; `backend`: one of `BACKENDS` (with `dask` and `ray`, all machines must see both folders at the same place). Called
@@ -313,7 +314,7 @@ def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, pr
                 file.writelines(json.dumps(entry) + "\n" for entry in done if entry["photo"] not in known)
             entries += done
             bar.update(len(done))
-    table = pd.DataFrame(entries).astype({"height": "Int64", "width": "Int64"})
+    table = pd.DataFrame(entries).astype({"height": "Int64", "width": "Int64"}).assign(method=name)
     write_atomically(out / "index.csv", lambda part: table.to_csv(part, index=False))
     return table
 

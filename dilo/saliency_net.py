@@ -8,7 +8,7 @@ __all__ = ['SIDE', 'PATCHES', 'CUES', 'WIDTHS', 'TEACHERS', 'rbd_cue', 'mr_cue',
            'pack_photos', 'fit', 'train_label_free', 'train_supervised', 'activation_map', 'EncoderSaliency',
            'contracam', 'encoder_maps', 'rembg_map']
 
-# %% ../nbs/08_saliency_net.ipynb #d8edf574
+# %% ../nbs/08_saliency_net.ipynb #9cd396ec
 import hashlib
 import json
 import math
@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from joblib import Parallel, delayed
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
@@ -181,12 +181,12 @@ class TrainedSaliency:
         back = Image.fromarray(saliency).resize((width, height), Image.Resampling.BILINEAR)
         return np.clip(np.asarray(back), 0, 1)
 
-# %% ../nbs/08_saliency_net.ipynb #72d0f38f
+# %% ../nbs/08_saliency_net.ipynb #dff090f2
 def save_saliency_net(net, path, about):
     "Writes a `SaliencyNet` of one map as safetensors; `about`, a dictionary, says how it was made."
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     metadata = {"dilo": json.dumps({"network": "SaliencyNet", **about}, sort_keys=True)}
-    write_atomically(path, lambda part: save_file(state, part, metadata=metadata))
+    write_atomically(path, lambda part: part.write_bytes(save(state, metadata)))
 
 def _about(path):
     "What a safetensors file says of the network in it; `ValueError` naming a file that holds none of ours."

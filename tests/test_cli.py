@@ -212,6 +212,27 @@ def test_killed_run_goes_on(tmp_path, cat):
     assert not [file for file in killed.rglob("*") if file.name.endswith(".part")]
 
 
+def test_kill_ends_a_run_and_its_processes(tmp_path, cat):
+    "SIGTERM, as `kill` and schedulers send it: a line and status 130 at once, and the run goes on from there."
+    folder, out = tmp_path / "photos", tmp_path / "maps"
+    folder.mkdir()
+    for i in range(200):
+        cat.rotate(i, fillcolor=(90, i, 60)).save(folder / f"{i:03}.png")
+    command = [sys.executable, "-m", "dilo.cli", "saliency", str(folder), "--out", str(out), "--quiet", "--jobs", "2"]
+    run = subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / ".progress").exists() or len((out / ".progress").read_text().splitlines()) < 9:
+        assert time.monotonic() < deadline and run.poll() is None, "the run ended or never began"
+        time.sleep(0.005)
+    run.send_signal(signal.SIGTERM)
+    _, stderr = run.communicate(timeout=60)  # returns only when every process that holds the pipe has ended
+    assert run.returncode == 130 and "goes on from here" in stderr and "Traceback" not in stderr, stderr
+    known = len((out / ".progress").read_text().splitlines()) - 1
+    assert 8 <= known < 200
+    dilo("saliency", folder, "--out", out, "--quiet", "--jobs", 1)
+    assert len(digests(out)) == 200 and (pd.read_csv(out / "index.csv").method == "rbd").all()
+
+
 def test_maps_against_masks(tmp_path, photos):
     "A mask is its own perfect map; scores of each image in a table."
     masks = tmp_path / "masks"
