@@ -143,7 +143,7 @@ def _parser():
     c.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
-# %% ../nbs/18_cli.ipynb #1f3112d5
+# %% ../nbs/18_cli.ipynb #bc85630f
 def _interrupted(*_):
     raise KeyboardInterrupt
 
@@ -154,7 +154,7 @@ def main(argv=None):
         signal.signal(signal.SIGTERM, _interrupted)  # `kill` ends a run as Ctrl-C does, and its processes with it
     try:
         return args.run(args)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
         print(f"dilo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

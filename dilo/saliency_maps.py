@@ -276,7 +276,7 @@ def _known(record, made_by):
     done = [json.loads(line) for line in lines[:-1]]
     return {entry["photo"]: entry for entry in done if entry["problem"] is None}
 
-# %% ../nbs/07_saliency_maps.ipynb #66cbce04
+# %% ../nbs/07_saliency_maps.ipynb #91084a94
 def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, progress=True, backend="loky"):
     """Writes the map of every photo below `photos` as out/<same place>.png; the index, also in out/index.csv, as a table.
 
@@ -311,7 +311,7 @@ def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, pr
             results = _in_order((delayed(share)(piece, known=before) for piece, before in tasks), backend)
         for done in results:
             with record.open("a") as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in done if entry["photo"] not in known)
+                file.writelines(json.dumps(entry) + "\n" for entry in done if known.get(entry["photo"]) != entry)
             entries += done
             bar.update(len(done))
     table = pd.DataFrame(entries).astype({"height": "Int64", "width": "Int64"}).assign(method=name)
