@@ -181,7 +181,7 @@ class TrainedSaliency:
         back = Image.fromarray(saliency).resize((width, height), Image.Resampling.BILINEAR)
         return np.clip(np.asarray(back), 0, 1)
 
-# %% ../nbs/08_saliency_net.ipynb #dff090f2
+# %% ../nbs/08_saliency_net.ipynb #787f471a
 def save_saliency_net(net, path, about):
     "Writes a `SaliencyNet` of one map as safetensors; `about`, a dictionary, says how it was made."
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
@@ -207,8 +207,11 @@ def load_saliency_net(path):
         raise FileNotFoundError(f"{path}: no network here; train one with `dilo saliency-train`")
     _about(path)
     net = SaliencyNet()
-    with safe_open(path, framework="pt") as file:
-        net.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+    try:
+        with safe_open(path, framework="pt") as file:
+            net.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+    except RuntimeError as error:
+        raise ValueError(f"{path}: holds a network of another shape; train it again ({error})") from error
     return TrainedSaliency(net, hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
 # %% ../nbs/08_saliency_net.ipynb #20292c0a
@@ -240,7 +243,7 @@ def _with_masks(photos, masks):
         raise ValueError(f"{masks}: has no mask for {len(without)} of {len(names)} photos, the first {without[0]}")
     return [(file, found[name]) for file, name in zip(files, names)]
 
-# %% ../nbs/08_saliency_net.ipynb #78a3e733
+# %% ../nbs/08_saliency_net.ipynb #5b91138f
 def pack_photos(photos, work, masks=None, jobs=1, progress=True):
     """Memory maps of the photos, uint8 `(N, 3, 128, 128)`, and of the masks `(N, 1, 128, 128)` or None; rows; problems.
 
@@ -253,6 +256,7 @@ def pack_photos(photos, work, masks=None, jobs=1, progress=True):
     record = work / "photos.json"
     known = json.loads(record.read_text()) if record.is_file() else {}
     if known.get("listed") != listed:
+        record.unlink(missing_ok=True)  # from here on the arrays are not what it says
         images = np.lib.format.open_memmap(work / "images.npy", "w+", np.uint8, (len(pairs), 3, SIDE, SIDE))
         drawn = np.lib.format.open_memmap(work / "masks.npy", "w+", np.uint8, (len(pairs), 1, SIDE, SIDE))
         read, problems = Parallel(n_jobs=jobs, return_as="generator")(delayed(_read_row)(*pair) for pair in pairs), []
