@@ -65,15 +65,26 @@ class Recipe(Section):
     saliency: Literal["none", Map, "true_mask", "shuffled"] = Field(
         "none", description="the map that cuts out the foreground; `shuffled` gives each image the rbd map of another"
     )
-    background: Literal["grey"] = Field("grey", description="what the foreground is pasted onto")
-    probability: Probability = Field(0.0, description="probability that a view is pasted, each view on its own")
+    views: Literal["instdisc", "moco_v1", "moco_v2", "simclr", "byol", "lewel", "scene"] = Field(
+        "moco_v2", description="whose views: crop and colours; scene takes its crops from the map"
+    )
+    background: Literal["grey", "texture", "image", "inpaint", "swap"] = Field(
+        "grey", description="what the foreground is pasted onto"
+    )
+    probability: Probability = Field(0.0, description="probability that a view is pasted")
+    on: Literal["each", "query", "all"] = Field("each", description="each view on its own, the first alone, all or none")
+    alpha: Literal["soft", "binary"] = Field("soft", description="the map as it is, or cut at one half")
     blur: Probability = Field(0.5, description="probability that the map of a pasted view is blurred")
+    area: list[Probability] = Field(
+        [0.0, 1.0], min_length=2, max_length=2, description="the mean of the map must lie between these, else no paste"
+    )
 
 
 class Views(Section):
     "What a view is."
 
     size: int = Field(64, ge=16, le=1024, description="side of a view, px")
+    pool: int = Field(1024, ge=3, description="backgrounds kept to paste onto, where they are not grey")
 
 
 class Model(Section):
@@ -199,6 +210,13 @@ def _contradictions(s, root):
                 f"recipes.{name}.saliency = 'none' is not allowed with probability = {recipe.probability}: "
                 "a paste needs a map (an entry of saliency.methods, true_mask or shuffled)"
             )
+        if recipe.views == "scene" and recipe.saliency == "none":
+            yield (
+                f"recipes.{name}.saliency = 'none' is not allowed with views = 'scene': salient crops need a map "
+                "(an entry of saliency.methods, true_mask or shuffled)"
+            )
+        if recipe.area[0] >= recipe.area[1]:
+            yield f"recipes.{name}.area = {recipe.area} is not allowed: the first must be below the second"
         needed = {"none": None, "true_mask": None, "shuffled": "rbd"}.get(recipe.saliency, recipe.saliency)
         if needed is not None and name in s.study.recipes and needed not in s.saliency.methods:
             yield (
