@@ -49,34 +49,36 @@ def _triangle(length, size, flip, first, weights):
 
 @_jit
 def _taps(length, size):
-    "How many input pixels an output pixel may need."
-    return math.ceil(2 * max(length / size, 1.0))
+    "How many input pixels an output pixel may need, as an even number."
+    return 2 * math.ceil(max(length / size, 1.0))
 
 # %% ../nbs/11_view_kernels.ipynb #bf1d52e0
 @_jit
 def _resample_row(row, first, weights, out):
-    "out `(size,)` from a row that has as many zeros behind its pixels as there are taps."
-    weight = weights[0]
-    for x in range(len(out)):
-        out[x] = weight[x] * row[first[x]]
-    for k in range(1, len(weights)):
-        weight, moved = weights[k], row[k:]
-        for x in range(len(out)):
-            out[x] += weight[x] * moved[first[x]]
+    "out `(size,)` from a row that has as many zeros behind its pixels as there are taps; two taps at a time."
+    for k in range(0, len(weights), 2):
+        left, right, moved, next_ = weights[k], weights[k + 1], row[k:], row[k + 1 :]
+        if k == 0:
+            for x in range(len(out)):
+                out[x] = left[x] * moved[first[x]] + right[x] * next_[first[x]]
+        else:
+            for x in range(len(out)):
+                out[x] += left[x] * moved[first[x]] + right[x] * next_[first[x]]
 
 
 @_jit
-def _resample_columns(rows, y, first, weights, out):
-    "out `(size,)`, row y of the view, from rows `(h, size)`."
-    weight, row = weights[0, y], rows[first[y]]
-    for x in range(len(out)):
-        out[x] = weight * row[x]
-    for k in range(1, len(weights)):
-        weight = weights[k, y]
-        if weight > 0:
-            row = rows[first[y] + k]
+def _resample_columns(rows, height, y, first, weights, out):
+    "out `(size,)`, row y of the view, from the first `height` of rows `(H, size)`."
+    last = height - 1  # a tap beyond it has no weight, and the row there may hold anything, NaN too
+    for k in range(0, len(weights), 2):
+        upper, lower = weights[k, y], weights[k + 1, y]
+        above, below = rows[min(first[y] + k, last)], rows[min(first[y] + k + 1, last)]
+        if k == 0:
             for x in range(len(out)):
-                out[x] += weight * row[x]
+                out[x] = upper * above[x] + lower * below[x]
+        else:
+            for x in range(len(out)):
+                out[x] += upper * above[x] + lower * below[x]
 
 # %% ../nbs/11_view_kernels.ipynb #0b8f6277
 @_jit
@@ -251,8 +253,8 @@ def _crop_rows(image, box, pasted, alpha, level, background, first, weights, row
 
 
 @_jit
-def _colours(view, rows, first, weights, jittered, order, strength, grey, grey_first):
-    "Fills view `(3, size, size)` from rows `(3, h, size)`."
+def _colours(view, rows, height, first, weights, jittered, order, strength, grey, grey_first):
+    "Fills view `(3, size, size)` from the first `height` of rows `(3, H, size)`."
     size = view.shape[1]
     contrast = 0
     while jittered and order[contrast] != 1:
@@ -261,7 +263,7 @@ def _colours(view, rows, first, weights, jittered, order, strength, grey, grey_f
     for y in range(size):
         r, g, b = view[0, y], view[1, y], view[2, y]
         for c in range(3):
-            _resample_columns(rows[c], y, first, weights, view[c, y])
+            _resample_columns(rows[c], height, y, first, weights, view[c, y])
         if grey and grey_first:
             _grey(r, g, b)
         for i in range(contrast):
@@ -320,7 +322,8 @@ def _views(
     (height, width), size = images.shape[2:], out.shape[2]
     longest = max(height, width, size)
     rows, view = np.empty((3, height, size), np.float32), np.empty((3, size, size), np.float32)
-    alpha, between = np.empty((height, width), np.float32), np.empty((longest, longest), np.float32)
+    alpha, alpha_between = np.empty((height, width), np.float32), np.empty((height, width), np.float32)
+    view_between = np.empty((size, size), np.float32)  # not a part of a larger plane: its rows would have a stride
     padded, kernel = np.empty(3 * longest, np.float32), np.empty(longest + 1, np.float32)
     x_first, y_first = np.empty(size, np.uint32), np.empty(size, np.uint32)
     x_weights, y_weights = (
@@ -333,14 +336,14 @@ def _views(
         _triangle(box[n, 3], size, flip[n], x_first, x_taps)
         _triangle(box[n, 2], size, False, y_first, y_taps)
         if pasted[n]:
-            _alpha(saliency[n, 0], binary, alpha_sigma[n], alpha, between[:height, :width], padded, kernel)
+            _alpha(saliency[n, 0], binary, alpha_sigma[n], alpha, alpha_between, padded, kernel)
         background = pool[donor[n]] if donor[n] >= 0 else pool[0, :, :0]
         place = (box[n, 0], box[n, 1], box[n, 2], box[n, 3])
         _crop_rows(images[n], place, pasted[n], alpha, level[n], background, x_first, x_taps, row, rows)
-        _colours(view, rows, y_first, y_taps, jittered[n], order[n], strength[n], grey[n], grey_first)
+        _colours(view, rows, box[n, 2], y_first, y_taps, jittered[n], order[n], strength[n], grey[n], grey_first)
         if sigma[n] > 0:
             for c in range(3):
-                _blur(view[c], sigma[n], between[:size, :size], padded, kernel)
+                _blur(view[c], sigma[n], view_between, padded, kernel)
         _finish(view, solarise[n], mean, std, out[n])
 
 # %% ../nbs/11_view_kernels.ipynb #7cb62ae4
