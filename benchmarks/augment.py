@@ -1,14 +1,16 @@
 """Speed and memory of the views: `python benchmarks/augment.py [SIZE ...] [--csv FILE]` (default: 32 128 224).
 
-MoCo v2's recipe with DiLo's paste (probability .3, grey, half of the maps blurred) on one core, everybody from images in memory:
-uint8 `(3, H, W)` tensors (for lightly, PIL images) with a map each, to normalised float32 views. Views of 32 px come from 32 px,
-128 from 160, 224 from 256. Peers, in the same run: lightly's MoCoV2Transform (its views on PIL images, as its docs
-use it), kornia's augmentations on batches (as its docs combine them, the Gaussian kernel of lightly's size), torchvision's v2 transforms on
-tensors one by one. None of them pastes; each gets the paste of the paper in its own means. Sigma is scaled with the side for all.
-Peers that are not installed are left out, saying so: pip install lightly kornia.
+MoCo v2's recipe with DiLo's paste (probability .3, grey, half of the maps blurred) on one core, everybody from images in
+memory: uint8 `(3, H, W)` tensors (for lightly, PIL images) with a map each, to normalised float32 views. Views of 32 px
+come from 32 px, 128 from 160, 224 from 256. Peers, in the same run: lightly's MoCoV2Transform (on PIL images, as its docs
+use it), kornia's augmentations on batches, torchvision's v2 transforms on tensors one by one. None of them pastes; each
+gets the paste in its own means. Sigma is scaled with the side for all; kornia's and torchvision's kernels end at three of
+the largest sigma. Peers that are not installed are left out, saying so: pip install lightly kornia.
 
-Each is timed in turn, five times; the ratio is the median of the five ratios within a turn, since the speed of a shared machine changes.
-Memory: the highest resident memory during a call less that before it, over the size of the views that it returns.
+Each is timed in turn, five times; the ratio is the median of the five ratios within a turn, since the speed of a shared
+machine changes. Memory: the highest resident memory during a call less that before it, over the size of the views that
+it returns. Where there is a GPU: the engine's views a second on it, from uint8 images in its memory, its memory, and the
+share of the time in which the images could just be read and the views written at the speed of a copy.
 """
 
 import os
@@ -173,6 +175,34 @@ def peak(run):
     return max(highest) - before
 
 
+def gpu(size, count=512):
+    "Prints what the engine does on a GPU."
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, STORED[size], STORED[size]), dtype=torch.uint8, generator=generator).cuda()
+    maps = images[:, :1].contiguous()
+    run = our_views(size, images, maps)
+    run(0)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, times = torch.cuda.memory_allocated(), []
+    for turn in range(5):
+        start = perf_counter()
+        views = run(turn)
+        torch.cuda.synchronize()
+        times.append(perf_counter() - start)
+    factor = (torch.cuda.max_memory_allocated() - before) / sum(v.nbytes for v in views.images)
+    block, copied = torch.empty(2**28, dtype=torch.uint8, device="cuda"), []
+    for _ in range(5):
+        start = perf_counter()
+        block.clone()
+        torch.cuda.synchronize()
+        copied.append(perf_counter() - start)
+    least = 2 * (images.nbytes + maps.nbytes) + sum(v.nbytes for v in views.images)  # each image is read once for each view
+    share = least / (2 * block.nbytes / min(copied)) / median(times)
+    name, speed = torch.cuda.get_device_name(), 2 * count / median(times)
+    print(f"{size} px on {name}: {speed:,.0f} views/s, memory {factor:.2f} times its views, {share:.0%} of a copy's speed")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sizes", nargs="*", type=int, default=[32, 128, 224])
@@ -199,12 +229,15 @@ def main():
         repeats = math.ceil(2**28 / (3 * 4 * size * size * 2 * len(images)))  # views of about 256 MiB
         many = images.repeat(repeats, 1, 1, 1), maps.repeat(repeats, 1, 1, 1)
         factor = peak(our_views(size, *many)) / (2 * len(many[0]) * 3 * 4 * size * size)
-        print(f"{size} px from {STORED[size]} px, one core; memory of a batch of {len(many[0])}: {factor:.2f} times its views")
+        print(f"{size} px from {STORED[size]} px, one core; memory of {len(many[0])} images: {factor:.2f} times their views")
         for name in runs:
             ratio = median(peer / ours for peer, ours in zip(times[name], times["dilo"]))
             print(f"  {name:16}{1 / median(times[name]):10,.0f} views/s   dilo is {ratio:5.1f} times as fast", flush=True)
             rows.append(dict(size=size, stored=STORED[size], what=name, views_per_second=round(1 / median(times[name])),
                              ratio=round(ratio, 1), memory=round(factor, 2) if name == "dilo" else None))  # fmt: skip
+    if torch.cuda.is_available():
+        for size in args.sizes:
+            gpu(size)
     if args.csv:
         pd.DataFrame(rows).to_csv(args.csv, index=False)
 

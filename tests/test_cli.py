@@ -159,6 +159,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (["saliency", "photos", "--out", "maps", "--method", "net", "--weights", "file"], "file: cannot be read"),
         (["saliency", "photos", "--out", "maps", "--method", "activation", "--weights", "file"], "holds no encoder"),
         (["saliency", "photos", "--out", "maps", "--backend", "ray"], "pip install ray"),
+        (["preview", "none.jpg"], "none.jpg"),
+        (["preview", "file"], "file: cannot be read"),
+        (["preview", "photos/a.png", "--others", "empty"], "empty: holds no photos"),
+        (["preview", "photos/a.png", "--others", "photos"], "photos: holds 1 photos; at least 3 are needed"),
+        (["preview", "photos/a.png", "--map", "file"], "file: cannot be read"),
+        (["preview", "photos/a.png", "--size", "0"], "--size is 0"),
+        (["preview", "photos/a.png", "--out", "sheet.doc"], "--out is sheet.doc"),
+        (["preview", "photos/a.png", "--out", "none/sheet.png"], "none/sheet.png"),
         (["saliency-score", "photos", "empty"], "empty"),
         (["saliency-train", "photos", "--out", "net.pt"], "ends in .safetensors"),
         (["saliency-train", "photos", "--masks", "empty", "--out", "net.safetensors"], "empty: holds no photos"),
@@ -173,6 +181,32 @@ def test_mistakes_are_said_in_a_line(tmp_path, cat, arguments, said):
     _, stderr = dilo(*arguments, status=2, cwd=tmp_path)
     assert said in stderr, stderr
     assert not (tmp_path / "maps").exists(), "nothing was begun"
+
+
+def test_preview(tmp_path, cat, photos):
+    "Photos of many kinds, with and without others, the same sheet each time."
+    cat.save(tmp_path / "cat.jpg")
+    cat.convert("L").save(tmp_path / "grey.png")
+    cat.convert("RGBA").resize((30, 90)).save(tmp_path / "narrow.png")
+    Image.new("RGB", (60, 40), (9, 120, 60)).save(tmp_path / "constant.png")
+    mask = Image.new("L", (90, 60))
+    mask.paste(255, (20, 10, 70, 50))
+    mask.save(tmp_path / "mask.png")
+    for name, more in [
+        ("cat.jpg", ["--recipe", "all", "--others", photos]),
+        ("cat.jpg", ["--map", tmp_path / "mask.png", "--size", 48]),
+        ("grey.png", ["--method", "mb", "--recipe", "scene"]),
+        ("narrow.png", ["--method", "centre", "--recipe", "multi_crop"]),
+        ("constant.png", []),
+    ]:
+        sheets = []
+        for out in ("one.png", "two.png"):
+            stdout, _ = dilo("preview", tmp_path / name, "--out", out, *more, cwd=tmp_path)
+            assert f"{out}: " in stdout
+            sheets.append((tmp_path / out).read_bytes())
+        assert sheets[0] == sheets[1], "same seed, same sheet"
+        dilo("preview", tmp_path / name, "--out", "three.png", "--seed", 1, "--quiet", *more, cwd=tmp_path)
+        assert (tmp_path / "three.png").read_bytes() != sheets[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
