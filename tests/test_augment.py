@@ -49,7 +49,9 @@ class Transformed(Dataset):
 
     def __getitem__(self, n):
         image, mask, label = (part[n] for part in self.samples)
-        return self.transform(tv_tensors.Image(torch.from_numpy(image)), tv_tensors.Mask(torch.from_numpy(mask)), int(label))
+        return self.transform(
+            tv_tensors.Image(torch.from_numpy(image)), tv_tensors.Mask(torch.from_numpy(mask)), int(label)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +66,7 @@ def test_workers_change_no_bit(world, workers, method):
     alone = [torch.cat(parts) for parts in zip(*DataLoader(data, batch_size=24))]
     shared = DataLoader(data, batch_size=5, num_workers=workers, multiprocessing_context=method)
     shared = [torch.cat(parts) for parts in zip(*shared)]
-    whole = make_views(
-        moco_v2(32, PasteLaw(0.5)), data.images, np.arange(24), data.masks, seed=3, epoch=2
-    )
+    whole = make_views(moco_v2(32, PasteLaw(0.5)), data.images, np.arange(24), data.masks, seed=3, epoch=2)
     for one, many, batch in zip(alone, shared, whole.images):
         assert torch.equal(one, many) and torch.equal(one, batch)
 
@@ -119,7 +119,7 @@ def test_memory_stays_below_four_times_the_views(engine):
     "A batch of 224 px views on the CPU, in compiled code and in torch."
     code = f"""
 import resource, sys
-import numpy as np, torch
+import numpy as np, psutil, torch
 from dilo.augment import *
 from dilo.pixels import render
 from dilo.view_laws import plan_view
@@ -133,10 +133,11 @@ def run(rows):
     law, area = recipe.views[0], np.full(len(index[rows]), 0.5)
     return render(law, plan_view(recipe, 0, index[rows], 256, 256, area=area), images[rows], maps[rows])
 run(slice(0, 2))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = psutil.Process().memory_info().rss
 views = run(slice(None))
 size = 256 * 3 * 224 * 224 * 4 * {2 if engine == "make_views" else 1}
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024) / size)
+highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print((highest - before) / size)
 """
     done = subprocess.run([sys.executable, "-c", code], env=ENV, check=True, capture_output=True, text=True)
     print(f"peak memory: {float(done.stdout):.2f} times the views")
@@ -175,10 +176,11 @@ def test_odd_sizes(size, stored):
 
 
 def test_views_of_the_world_do_not_change():
-    "To four digits, whatever machine and version: whoever changes them changes every published result."
+    "On any machine and version: whoever changes what is drawn, or done with it, changes every published result."
     world = render_world(6)
     images, maps = torch.from_numpy(world.images), torch.from_numpy(world.masks)
     views = make_views(moco_v2(64, PasteLaw(0.5)), images, np.arange(6), maps, seed=1, epoch=2)
     digest = hashlib.sha256(views.boxes.numpy().tobytes() + views.pasted.numpy().tobytes()).hexdigest()
-    assert digest[:12] == "BOXES"
-    assert [round(v.mean().item(), 4) for v in views.images] == "MEANS"
+    assert digest[:12] == "0de432b67735"
+    found = [v.mean().item() for v in views.images] + [v.std().item() for v in views.images]
+    assert found == pytest.approx([0.42843, 0.40792, 0.2691, 0.24015], abs=1e-4)
