@@ -40,6 +40,8 @@ def _only_mask(inputs, name):
             f"{name} needs one saliency map beside the image, found {len(masks)}; wrap it: tv_tensors.Mask(map)"
         )
     mask = masks[0].as_subclass(torch.Tensor)
+    if mask.dtype not in (torch.uint8, torch.bool) and not mask.dtype.is_floating_point:
+        raise ValueError(f"{name}: a mask of {mask.dtype}; allowed: uint8 in 0..255, bool, or float in [0, 1]")
     if mask.dtype == torch.uint8 and mask.max() == 1:
         raise ValueError(
             f"{name}: a uint8 mask whose values are 0 and 1; give it as bool, as float in [0, 1] or as uint8 in 0..255"
@@ -115,6 +117,9 @@ class Paste(v2.Transform):
 
     def make_params(self, flat_inputs):
         saliency = _only_mask(flat_inputs, "Paste")
+        modes = {x.mode for x in flat_inputs if isinstance(x, PIL.Image.Image)} - {"RGB", "L"}
+        if modes:
+            raise ValueError(f"Paste takes PIL images of mode RGB or L, not {modes.pop()}; convert it first")
         size = _image_size(flat_inputs, saliency, "Paste")
         source = None if self._backgrounds is None else np.arange(len(self._backgrounds))
         u, area = _uniform(PasteLaw.draws + 3), mean_alpha(saliency, self.law.alpha)
@@ -133,8 +138,6 @@ class Paste(v2.Transform):
         if params["alpha"] is None or _is_other(inpt):
             return inpt
         if isinstance(inpt, PIL.Image.Image):
-            if inpt.mode not in ("RGB", "L"):
-                raise ValueError(f"Paste takes PIL images of mode RGB or L, not {inpt.mode}; convert it first")
             return tvf.to_pil_image(self.transform(tvf.pil_to_tensor(inpt), params))
         alpha, background = params["alpha"].to(inpt.device), params["background"].to(inpt.device)
         if inpt.dtype == torch.uint8:
@@ -219,12 +222,17 @@ class MultiView(torch.nn.Module):
 
     def __init__(self, recipe, backgrounds=None):
         super().__init__()
+        if not isinstance(recipe, ViewRecipe):
+            raise ValueError(f"recipe = {recipe!r} is not a ViewRecipe; make one, for example moco_v2(224)")
         self.recipe, self.counts = recipe, {"seen": 0, "pasted": 0, "skipped": 0}
         paste = recipe.paste
         if paste is not None and paste.background == "swap":
             raise ValueError("background = 'swap' needs other objects for its negatives; use make_views, or 'inpaint'")
-        if (paste is not None and paste.background != "grey") != (backgrounds is not None):
-            raise ValueError("backgrounds belong to a recipe whose paste has a background that is not grey")
+        pastes_images = paste is not None and paste.background != "grey"
+        if pastes_images and backgrounds is None:
+            raise ValueError(f"the recipe pastes onto {paste.background!r}: it needs backgrounds, images to paste onto")
+        if backgrounds is not None and not pastes_images:
+            raise ValueError("backgrounds are given, and the recipe pastes none; give its PasteLaw background='image'")
         given = backgrounds.images if isinstance(backgrounds, BackgroundPool) else backgrounds
         self._backgrounds = (
             None if given is None else [tvf.pil_to_tensor(b) if isinstance(b, PIL.Image.Image) else b for b in given]
@@ -236,10 +244,12 @@ class MultiView(torch.nn.Module):
         return f"{len(self.recipe.views)} views of {self.recipe.views[0].size} px, paste={self.recipe.paste}{given}"
 
     def forward(self, image, *rest):
+        if not isinstance(image, (PIL.Image.Image, torch.Tensor)):
+            raise ValueError(f"MultiView takes an image, PIL or tensor, then the rest, not {type(image).__name__}")
         pixels = (
             tvf.pil_to_tensor(image)
             if isinstance(image, PIL.Image.Image)
-            else torch.as_tensor(image).as_subclass(torch.Tensor)
+            else image.as_subclass(torch.Tensor)
         )
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
             raise ValueError(
@@ -253,7 +263,7 @@ class MultiView(torch.nn.Module):
         u = _uniform(3)[0]
         if self._backgrounds is not None:
             cover = [_cover(b, pixels.shape[1:], *u[:2])[None] for b in self._picked(len(self.recipe.views) + 1)]
-            pool = BackgroundPool(torch.cat(cover), np.arange(1, len(cover) + 1), None, None)
+            pool = BackgroundPool(self.recipe.paste.background, torch.cat(cover), np.arange(1, len(cover) + 1), None, None)
         seed = int(u[2] * 2**53)
         views = make_views(self.recipe, pixels[None], [0], saliency, pool=pool, regions=regions, seed=seed)
         for name, count in (

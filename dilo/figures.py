@@ -113,16 +113,21 @@ def read_histories(folder, recipes, seeds):
 
 
 def learning_curves(histories):
-    "Loss, accuracy of instance discrimination, similarity of positives and spread by epoch; a line for each run."
+    """Loss, accuracy of instance discrimination, similarity of positives and spread by epoch; a line for each run.
+
+    Methods without negatives have no accuracy."""
     recipes = list(histories.recipe.unique())
     figure, axes = _new(9, 2.3, 1, 4)
     titles = {
-        "loss": "loss (InfoNCE)",
+        "loss": "loss",
         "accuracy": "positive found first",
         "positive": "cos of positives",
         "spread": "spread",
     }
     for ax, (column, title) in zip(axes, titles.items()):
+        if column not in histories:
+            ax.axis("off")
+            continue
         sns.lineplot(
             histories,
             x="epoch",

@@ -48,7 +48,8 @@ def paste_options(images, saliency, pools=None):
     out["binary map"] = picture(pasted(alpha="binary").first)
     for kind, pool in (pools or {}).items():
         views = pasted(pool=pool, background=kind)
-        out[kind] = picture(views.first)
+        if kind != "swap":  # its images are those of inpaint; what it adds are negatives
+            out[kind] = picture(views.first)
         if views.negative is not None:
             negative = images.clone()
             negative[views.negative_rows] = picture(views.negative)
@@ -59,21 +60,23 @@ def paste_options(images, saliency, pools=None):
 def sheet(rows, side=96):
     """A PIL image of rows of pictures; rows: dictionary from a name to a list of (title, picture).
 
-    A picture is uint8 `(3, h, w)`; it is fitted into a square of `side` px. A row's name is above it."""
+    A picture is uint8 `(3, h, w)`; its longer side is drawn at `side` px. A row's name is above it."""
     font = ImageFont.load_default(size=11)
-    columns = max(len(row) for row in rows.values())
-    out = Image.new("RGB", (8 + columns * (side + 6), 8 + len(rows) * (side + 38)), "white")
-    draw = ImageDraw.Draw(out)
-    for line, (name, row) in enumerate(rows.items()):
-        top = 6 + line * (side + 38)
+    tiles = {}
+    for name, row in rows.items():
+        pixels = [Image.fromarray(np.ascontiguousarray(np.asarray(x).transpose(1, 2, 0))) for _, x in row]
+        sizes = [[max(1, round(length * side / max(x.size))) for length in x.size] for x in pixels]
+        tiles[name] = [x.resize(size, Image.Resampling.BILINEAR) for x, size in zip(pixels, sizes)]
+    heights = [max(tile.height for tile in row) + 38 for row in tiles.values()]
+    out = Image.new("RGB", (8 + max(map(len, rows.values())) * (side + 6), 8 + sum(heights)), "white")
+    draw, top = ImageDraw.Draw(out), 6
+    for name, height in zip(rows, heights):
         draw.text((6, top), name, fill="black", font=font)
-        for column, (title, picture) in enumerate(row):
+        for column, ((title, _), tile) in enumerate(zip(rows[name], tiles[name])):
             left = 6 + column * (side + 6)
             draw.text((left, top + 15), title, fill="dimgrey", font=font)
-            pixels = Image.fromarray(np.ascontiguousarray(np.asarray(picture).transpose(1, 2, 0)))
-            scale = side / max(pixels.size)
-            pixels = pixels.resize([max(1, round(s * scale)) for s in pixels.size], Image.Resampling.BILINEAR)
-            out.paste(pixels, (left + (side - pixels.width) // 2, top + 30))
+            out.paste(tile, (left + (side - tile.width) // 2, top + 30))
+        top += height
     return out
 
 # %% ../nbs/14_preview.ipynb #6cc2e02f
@@ -82,6 +85,13 @@ def _map_of(photo, file, method):
     if file is None:
         return (at_size(method, photo) * 255).round().astype(np.uint8)
     found, _ = read_photo(file, max(photo.shape))
+    if abs(found.shape[0] * photo.shape[1] / (found.shape[1] * photo.shape[0]) - 1) > 0.03:
+        raise ValueError(
+            f"{file}: the map is {found.shape[1]} wide for {found.shape[0]} high, and the photo {photo.shape[1]} for "
+            f"{photo.shape[0]}: it is not this photo's"
+        )
+    if np.ptp(found.astype(int), axis=2).max() > 16:  # JPEG may colour grey a little
+        raise ValueError(f"{file}: holds colours; a map is grey, white where the foreground is")
     return np.asarray(Image.fromarray(found).convert("L").resize(photo.shape[1::-1], Image.Resampling.BILINEAR))
 
 
@@ -131,8 +141,13 @@ def preview(photo, *, recipe="moco_v2", saliency=None, method="rbd", others=None
     removed = inpaint(image[None].float() / 255, alpha[None].float() / 255)
     pictures = [(title, made[0]) for title, made in options.items()]
     pictures.append(("object removed", (removed[0] * 255).round().byte()))
-    name = f"{Path(photo).name}, mean of the map {mean_alpha(alpha[None])[0]:.2f}; every option of the paste"
-    rows = {name: pictures[:8]} | ({"paste, continued": pictures[8:]} if pictures[8:] else {})
+    area = mean_alpha(alpha[None])[0]
+    found = f"mean of the map {area:.2f}" if area > 0 else "NO FOREGROUND FOUND: nothing is pasted"
+    missing = ", ".join(kind for kind in ("image", "inpaint", "swap, negative") if kind not in options)
+    hint = f"; not shown for want of other photos: {missing}" if missing else ""
+    rows = {f"{Path(photo).name}, {found}{hint}": pictures[:8]}
+    if pictures[8:]:
+        rows["the paste, continued"] = pictures[8:]
     images, maps = image.repeat(8, 1, 1, 1), alpha.repeat(8, 1, 1, 1)
     regions = salient_regions(maps)
     for name in VIEW_RECIPES if recipe == "all" else [recipe]:
@@ -140,7 +155,8 @@ def preview(photo, *, recipe="moco_v2", saliency=None, method="rbd", others=None
             VIEW_RECIPES[name](size, PasteLaw(probability)), images, np.arange(8), maps, regions=regions, seed=seed
         )
         for number, view in enumerate(views.images[:3]):  # of multi-crop's small views one is enough
-            title = f"{name}, view {number + 1} of {len(views.images)}, {view.shape[2]} px, paste probability {probability}"
+            which = f"{name}, view {number + 1} of {len(views.images)}, {view.shape[2]} px"
+            title = f"{which}, pasted onto grey with probability {probability}"
             flags = ("pasted" if p else "" for p in views.pasted[number])
             rows[title] = [(flag, (v * 255).round().byte()) for flag, v in zip(flags, view)]
     return sheet(rows)

@@ -25,7 +25,11 @@ def _mix(x):
 def uniform(index, draws, *, seed=0, epoch=0, stream=0):
     """Uniform numbers in [0, 1), float64 `(B, draws)`, one row for each image number in `index` `(B,)`.
 
-    A row depends on its own `(seed, epoch, index, stream)` alone: not on the batch, the process or the device."""
+    A row depends on its own `(seed, epoch, index, stream)` alone: not on the batch, the process or the device. Raises
+    ValueError for a seed or an epoch that is no whole number from 0 on."""
+    for name, value in (("seed", seed), ("epoch", epoch)):
+        if value != int(value) or value < 0:
+            raise ValueError(f"{name} = {value} is not allowed; allowed: whole numbers from 0 on")
     golden = np.uint64(0x9E3779B97F4A7C15)
     key = np.zeros(1, np.uint64)
     for part in (seed, epoch, stream):
@@ -154,8 +158,11 @@ class PasteLaw:
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is not allowed; allowed: {', '.join(values)}")
-        if not (0 <= self.probability <= 1 and 0 <= self.blur <= 1 and 0 <= self.area[0] < self.area[1] <= 1):
-            raise ValueError(f"{self}: probability and blur lie in [0, 1], area has two rising numbers in [0, 1]")
+        for name in ("probability", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)} is not allowed; allowed: 0 to 1")
+        if not 0 <= self.area[0] < self.area[1] <= 1:
+            raise ValueError(f"area = {self.area} is not allowed; allowed: two rising numbers from 0 to 1")
 
     def plan(self, u, coin, area, index, source):
         """pasted, skipped `(B,)` bool, level `(B,)` in [0, 1], donor int64 `(B,)` (-1 for a grey level), blurred
@@ -195,6 +202,10 @@ class ViewLaw:
     flip: float = 0.5
     mean: tuple = (0.0, 0.0, 0.0)
     std: tuple = (1.0, 1.0, 1.0)
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size = {self.size} is not allowed; allowed: a side of at least 1 px")
 
 
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # torchvision's, for `replace(law, **IMAGENET)`

@@ -28,14 +28,21 @@ def mean_alpha(saliency, alpha="soft"):
     return total.cpu().numpy() / (flat.shape[1] * (1 if alpha == "binary" else 255))
 
 # %% ../nbs/12_views.ipynb #130a5066
+def _check_levels(saliency):
+    "Refuses maps whose values are 0 and 1 where 0..255 is meant: pasted, they would erase every object."
+    if len(saliency) and saliency.max() == 1:
+        raise ValueError("no value of saliency is above 1, and its levels are 0..255: multiply masks of 0 and 1 by 255")
+
+
 @dataclass
 class BackgroundPool:
     """Backgrounds uint8 `(M, 3, H, W)` to paste onto, and `source` int64 `(M,)`, the numbers of the images that they
     come from.
 
-    photos and maps, uint8 `(M, 3, H, W)` and `(M, 1, H, W)`, are those images and their saliency, for negatives that
-    share a background."""
+    kind: as `background_pool` takes it. photos and maps, uint8 `(M, 3, H, W)` and `(M, 1, H, W)`, are those images
+    and their saliency, for negatives that share a background."""
 
+    kind: str
     images: torch.Tensor
     source: np.ndarray
     photos: torch.Tensor
@@ -43,7 +50,7 @@ class BackgroundPool:
 
     def to(self, device):
         "The pool with its tensors on a device."
-        return BackgroundPool(self.images.to(device), self.source, self.photos.to(device), self.maps.to(device))
+        return BackgroundPool(self.kind, self.images.to(device), self.source, self.photos.to(device), self.maps.to(device))
 
 
 def background_pool(kind, images, saliency, numbers=None, *, size=1024, seed=0):
@@ -57,6 +64,7 @@ def background_pool(kind, images, saliency, numbers=None, *, size=1024, seed=0):
     if kind == "grey":
         return None
     PasteLaw(background=kind)  # refuses an unknown kind
+    _check_levels(torch.as_tensor(saliency[:: max(1, len(saliency) // 256)]))
     numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers)
 
     def spread(values, count):
@@ -86,7 +94,7 @@ def background_pool(kind, images, saliency, numbers=None, *, size=1024, seed=0):
         else:
             out = inpaint(x, maps[part].float() / 255)
         backgrounds[part] = (out * 255).round().byte()
-    return BackgroundPool(backgrounds, chosen, photos, maps)
+    return BackgroundPool(kind, backgrounds, chosen, photos, maps)
 
 # %% ../nbs/12_views.ipynb #bd96f65e
 def salient_regions(saliency, count=3, threshold=0.5, smallest=0.01, margin=0.0):
@@ -131,7 +139,7 @@ class Views:
     images: a tensor float32 `(B, 3, S, S)` for each view of the recipe. boxes: int64 `(V, B, 4)`, the crops in the
     image, px. pasted, skipped: bool `(V, B)`, which were pasted, and which would have been but for the area of their
     map. negative: float32 `(N, 3, S, S)` or None, for the images numbered `negative_rows` in the batch, other
-    objects on the background of the first view."""
+    objects on the background of the first view. index: int64 `(B,)`, the numbers of the images."""
 
     images: list
     boxes: torch.Tensor
@@ -139,6 +147,7 @@ class Views:
     skipped: torch.Tensor
     negative: torch.Tensor | None = None
     negative_rows: torch.Tensor | None = None
+    index: torch.Tensor | None = None
 
     @property
     def first(self):
@@ -157,6 +166,9 @@ def _render(law, plan, images, saliency, pool, alpha):
 
 
 def _check(recipe, images, index, saliency, pool, regions):
+    for name, given in (("images", images), ("saliency", saliency)):
+        if given is not None and not isinstance(given, torch.Tensor):
+            raise ValueError(f"{name} must be a torch tensor, not {type(given).__name__}; torch.from_numpy makes one")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be uint8 (B, 3, H, W), not {images.dtype} {tuple(images.shape)}")
     if len(index) != len(images):
@@ -165,9 +177,13 @@ def _check(recipe, images, index, saliency, pool, regions):
     if recipe.paste is not None and (saliency is None or saliency.shape != needed or saliency.dtype != torch.uint8):
         given = None if saliency is None else f"{saliency.dtype} {tuple(saliency.shape)}"
         raise ValueError(f"the recipe pastes: saliency must be uint8 {needed}, not {given}")
+    if recipe.paste is not None:
+        _check_levels(saliency)
     if recipe.paste is not None and recipe.paste.background != "grey":
         if pool is None:
             raise ValueError(f"the recipe pastes onto {recipe.paste.background!r}: it needs pool, see background_pool")
+        if pool.kind.replace("swap", "inpaint") != recipe.paste.background.replace("swap", "inpaint"):
+            raise ValueError(f"the recipe pastes onto {recipe.paste.background!r}, and pool is of kind {pool.kind!r}")
         if pool.images.shape[1:] != images.shape[1:]:
             raise ValueError(
                 f"backgrounds are {tuple(pool.images.shape[1:])} and images {tuple(images.shape[1:])}: must be equal"
@@ -200,6 +216,7 @@ def make_views(recipe, images, index, saliency=None, *, pool=None, regions=None,
         torch.from_numpy(np.stack([p.box for p in plans])),
         torch.from_numpy(np.stack([p.pasted for p in plans])),
         torch.from_numpy(np.stack([p.skipped for p in plans])),
+        index=torch.from_numpy(index),
     )
     if paste is not None and paste.background == "swap":
         rows = plans[0].pasted.nonzero()[0]

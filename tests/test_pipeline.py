@@ -20,6 +20,7 @@ RUNS = ("moco-0", "dilo-0")
 def test_repro_ends_with_a_report(smoke):
     stages = [
         "source",
+        "settings",
         "raw",
         "pack",
         "saliency",
@@ -92,7 +93,7 @@ def test_running_a_stage_notebook_or_editing_prose_retrains_nothing(smoke):
 def test_a_changed_recipe_reruns_itself_alone(smoke):
     before = {run: (smoke.folder / f"runs/{run}/encoder.safetensors").read_bytes() for run in RUNS}
     ran = smoke.stages_run("exp", "run", "-S", "recipes.dilo.probability=0.6", "-S", "recipes.dilo.background=swap")
-    assert ran == ["pretrain@dilo-0", "evaluate@dilo-0", "report"], ran
+    assert ran == ["settings", "pretrain@dilo-0", "evaluate@dilo-0", "report"], ran
     assert (smoke.folder / "runs/moco-0/encoder.safetensors").read_bytes() == before["moco-0"]
     assert (smoke.folder / "runs/dilo-0/encoder.safetensors").read_bytes() != before["dilo-0"]
     assert pd.read_csv(smoke.folder / "runs/dilo-0/history.csv").pasted.between(0.5, 0.7).all()
@@ -194,7 +195,8 @@ def test_wrong_settings_stop_the_pipeline_at_its_first_stage(fresh):
     fresh.run("python", "-m", "dilo.config", "smoke")
     fresh.edit("params.yaml", "probability: 0.3", "probability: 1.3")
     output = fresh.run("dvc", "repro", fails=True)
-    assert "recipes.dilo.probability = 1.3" in output and "failed to reproduce 'raw'" in output
+    assert "recipes.dilo.probability = 1.3" in output and "failed to reproduce 'settings'" in output
+    assert "raw.ipynb" not in output, "nothing else has run"
 
 
 def test_a_folder_of_photos(smoke, fresh):

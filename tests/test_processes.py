@@ -1,0 +1,89 @@
+"Two processes that share a batch learn what one process learns from the whole of it."
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from dilo.methods import METHODS
+from dilo.views import Views
+
+BATCH = 8
+OPTIONS = {
+    "instdisc": dict(size=20, dim=8, negatives=16),
+    "moco_v1": dict(dim=8, queue=24),
+    "moco_v2": dict(dim=8, queue=24),
+    "simclr": dict(dim=8),
+    "lewel_m": dict(dim=8, queue=24),
+}
+
+
+class PlainEncoder(nn.Module):
+    "An encoder without BatchNorm, whose statistics would be of half a batch."
+
+    def __init__(self):
+        super().__init__()
+        self.features = 12
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Tanh(), nn.Conv2d(8, 12, 3, 2, 1))
+
+    def feature_map(self, images):
+        return self.layers(images)
+
+    def forward(self, images):
+        return self.layers(images).mean((2, 3))
+
+
+def views_of(step, rows):
+    "The views of some rows of a step's batch."
+    generator = torch.Generator().manual_seed(step)
+    images = [torch.rand(BATCH, 3, 12, 12, generator=generator)[rows] for _ in range(2)]
+    index = torch.randperm(20, generator=generator)[:BATCH][rows]
+    none = torch.zeros(2, len(index), dtype=torch.bool)
+    return Views(images, torch.zeros(2, len(index), 4), none, none, index=index)
+
+
+def learn(name, rows):
+    "Losses, the first gradients and the state after three steps; gradients are averaged over the processes, as DDP does."
+    torch.manual_seed(0)
+    method = METHODS[name](PlainEncoder(), **OPTIONS[name])
+    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    together, losses, gradients = dist.is_initialized(), [], []
+    for step in range(3):
+        optimiser.zero_grad()
+        loss, _ = method(views_of(step, rows))
+        loss.backward()
+        value = loss.detach().clone()
+        for x in (value, *(p.grad for p in method.parameters() if p.grad is not None)):
+            if together:
+                dist.all_reduce(x)
+                x /= dist.get_world_size()
+        losses.append(value.item())
+        gradients = gradients or [p.grad.clone() for p in method.parameters() if p.grad is not None]
+        optimiser.step()
+        method.after_step((step + 1) / 3)
+    return losses, gradients, method.state_dict()
+
+
+def process(rank, name, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    half = BATCH // 2
+    torch.save(learn(name, slice(rank * half, (rank + 1) * half)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_processes_learn_as_one(name, tmp_path):
+    "To 1e-5: losses, gradients, weights, and the queue or bank, key by key in the same order on both."
+    losses, gradients, state = learn(name, slice(None))
+    mp.spawn(process, (name, str(tmp_path)), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for their_losses, their_gradients, their_state in results:
+        assert np.allclose(their_losses, losses, atol=1e-5)
+        for ours, theirs in zip(gradients, their_gradients, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+        assert list(state) == list(their_state)
+        for key in state:
+            assert torch.allclose(state[key].float(), their_state[key].float(), atol=1e-5), key
+    assert sum(g.abs().sum() for g in gradients) > 0.01
