@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Probability', 'Name', 'Map', 'Temperature', 'Dim', 'Maps', 'Section', 'World', 'Data', 'Saliency', 'Recipe', 'Views',
-           'Model', 'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'LEWELB', 'LEWELM', 'Train', 'Knn', 'Linear',
-           'Evaluate', 'Study', 'Settings', 'SettingsError', 'parse_settings', 'merge', 'load_settings', 'project_root',
-           'write_profile', 'main']
+           'Model', 'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Train', 'Knn',
+           'Linear', 'Evaluate', 'Study', 'Settings', 'SettingsError', 'parse_settings', 'merge', 'load_settings',
+           'project_root', 'write_profile', 'main']
 
 # %% ../nbs/00_config.ipynb #c9a9b2b1
 import difflib
@@ -143,26 +143,24 @@ class BYOL(Section):
     momentum: Probability = Field(0.996, description="share of the target that the first step keeps; it rises to one")
 
 
-class LEWELB(Section):
+class Aligned(Section):
+    "What LEWEL adds to a method (Huang et al., CVPR 2022)."
+
+    groups: int = Field(4, ge=1, description="blocks of channels; dim / groups aligned embeddings an image")
+    scale: float = Field(1.0, gt=0, description="of the maps: higher is flatter")
+    weight: Probability = Field(0.5, description="of the global loss; the aligned one has the rest")
+    maps: Maps = Field("predicted", description="controls: detached, no gradient through the maps; uniform, flat maps")
+
+
+class LEWELB(BYOL, Aligned):
     "LEWEL on BYOL (Huang et al., CVPR 2022)."
 
-    dim: Dim = 256
-    hidden: int = Field(4096, ge=2, description="width of the heads")
-    groups: int = Field(4, ge=1, description="blocks of channels; dim / groups aligned embeddings an image")
-    scale: float = Field(1.0, gt=0, description="of the maps: higher is flatter")
-    weight: Probability = Field(0.5, description="of the global loss; the aligned one has the rest")
     momentum: Probability = Field(0.98, description="share of the target that the first step keeps; it rises to one")
     eman: bool = Field(True, description="the target averages the statistics of BatchNorm too, and uses them")
-    maps: Maps = Field("predicted", description="controls: detached, no gradient through the maps; uniform, flat maps")
 
 
-class LEWELM(MocoV2):
+class LEWELM(MocoV2, Aligned):
     "LEWEL on MoCo v2; our form."
-
-    groups: int = Field(4, ge=1, description="blocks of channels; dim / groups aligned embeddings an image")
-    scale: float = Field(1.0, gt=0, description="of the maps: higher is flatter")
-    weight: Probability = Field(0.5, description="of the global loss; the aligned one has the rest")
-    maps: Maps = Field("predicted", description="controls: detached, no gradient through the maps; uniform, flat maps")
 
 # %% ../nbs/00_config.ipynb #c97184a4
 class Train(Section):
