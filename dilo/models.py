@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Encoder', 'mlp_head', 'column_mlp', 'column_head', 'momentum_copy', 'update_momentum', 'Queue',
-           'MemoryBank']
+           'MemoryBank', 'processes', 'gather', 'gather_with_gradient', 'shuffle', 'unshuffle', 'SyncBatchNorm',
+           'synchronise']
 
 # %% ../nbs/15_models.ipynb #5958e829
 import copy
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+
+from .view_laws import uniform
 
 # %% ../nbs/15_models.ipynb #1c2bc24e
 STAGES = {
@@ -135,3 +140,83 @@ class MemoryBank(nn.Module):
         "Moves the images `index` `(B,)` to `momentum * old + (1 - momentum) * new`, back on the sphere; new `(B, dim)`."
         moved = torch.lerp(self.embeddings[index], embeddings.to(self.embeddings.dtype), 1 - self.momentum)
         self.embeddings[index] = F.normalize(moved, dim=1)
+
+# %% ../nbs/15_models.ipynb #83f90a39
+def processes():
+    "How many processes train together."
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@torch.no_grad()
+def gather(x):
+    "The rows of x `(B, ...)` of all processes in order of rank; x itself where there is one process."
+    if processes() == 1:
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(processes())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_gradient(x):
+    "As `gather`, but gradients flow back to the process that a row comes from."
+    if processes() == 1:
+        return x
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(x.contiguous()))
+
+# %% ../nbs/15_models.ipynb #d2dfd552
+@torch.no_grad()
+def shuffle(images, index, step):
+    """This process's share `(B, ...)` of the images of all processes in a random order, and that order, to `unshuffle`.
+
+    index: int64 `(B,)`, the numbers of the images: the order is drawn from them and `step`, the same in every process."""
+    everyone = gather(index).cpu().numpy()
+    order = torch.from_numpy(np.argsort(uniform(everyone, 1, epoch=step)[:, 0], kind="stable")).to(images.device)
+    share = order.view(processes(), -1)[dist.get_rank() if processes() > 1 else 0]
+    return gather(images)[share], order
+
+
+@torch.no_grad()
+def unshuffle(x, order):
+    "Rows `(B, ...)` of what came of `shuffle`'s share, back in the order and the process of the images."
+    everyone = gather(x)
+    back = torch.empty_like(everyone)
+    back[order] = everyone
+    return back.chunk(processes())[dist.get_rank() if processes() > 1 else 0]
+
+# %% ../nbs/15_models.ipynb #0bed9f45
+class SyncBatchNorm(nn.SyncBatchNorm):
+    "torch's SyncBatchNorm, and the same on the CPU, where torch has none."
+
+    def forward(self, x):
+        if x.device.type != "cpu" or not self.training:
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        dims, columns = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
+        x32, count = x.float(), torch.tensor(float(x.numel() // x.shape[1]))
+        dist.all_reduce(count)
+        mean = all_reduce(x32.sum(dims)) / count
+        centred = x32 - mean.view(columns)
+        var = all_reduce(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return (centred * scale.view(columns) + self.bias.view(columns)).to(x.dtype)
+
+
+def synchronise(module):
+    "Turns every BatchNorm in `module` into a `SyncBatchNorm` with the same parameters and buffers, in place."
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            sync = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+            sync.weight, sync.bias = child.weight, child.bias
+            sync.running_mean, sync.running_var = child.running_mean, child.running_var
+            sync.num_batches_tracked = child.num_batches_tracked
+            setattr(module, name, sync.train(child.training))
+        else:
+            synchronise(child)
+    return module

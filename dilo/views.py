@@ -139,7 +139,8 @@ class Views:
     images: a tensor float32 `(B, 3, S, S)` for each view of the recipe. boxes: int64 `(V, B, 4)`, the crops in the
     image, px. pasted, skipped: bool `(V, B)`, which were pasted, and which would have been but for the area of their
     map. negative: float32 `(N, 3, S, S)` or None, for the images numbered `negative_rows` in the batch, other
-    objects on the background of the first view. index: int64 `(B,)`, the numbers of the images."""
+    objects on the background of the first view. index: int64 `(B,)`, the numbers of the images. saliency: float32
+    `(V, B)` in [0, 1] or None, the mean saliency inside each crop, for a method that weighs by it."""
 
     images: list
     boxes: torch.Tensor
@@ -148,6 +149,7 @@ class Views:
     negative: torch.Tensor | None = None
     negative_rows: torch.Tensor | None = None
     index: torch.Tensor | None = None
+    saliency: torch.Tensor | None = None
 
     @property
     def first(self):
