@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['Probability', 'Name', 'Map', 'Temperature', 'Dim', 'Maps', 'Section', 'World', 'Data', 'Saliency', 'Recipe', 'Views',
-           'Model', 'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Train', 'Knn',
-           'Linear', 'Evaluate', 'Study', 'Settings', 'SettingsError', 'parse_settings', 'merge', 'load_settings',
-           'project_root', 'write_profile', 'main']
+           'Model', 'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Scene', 'Train',
+           'Knn', 'Linear', 'Evaluate', 'Study', 'Settings', 'SettingsError', 'parse_settings', 'merge',
+           'load_settings', 'project_root', 'write_profile', 'write_outcomes', 'main']
 
 # %% ../nbs/00_config.ipynb #c9a9b2b1
+import argparse
 import difflib
+import json
 import sys
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -63,14 +65,14 @@ class Saliency(Section):
 class Recipe(Section):
     "A method on views; the paste options are those of DiLo (AAAI 2021)."
 
-    method: Literal["instdisc", "moco_v1", "moco_v2", "simclr", "byol", "lewel_b", "lewel_m"] = Field(
+    method: Literal["instdisc", "moco_v1", "moco_v2", "simclr", "byol", "lewel_b", "lewel_m", "scene"] = Field(
         description="how the encoder learns"
     )
     saliency: Literal["none", Map, "true_mask", "shuffled"] = Field(
         "none", description="the map that cuts out the foreground; `shuffled` gives each image the rbd map of another"
     )
     views: Literal["instdisc", "moco_v1", "moco_v2", "simclr", "byol", "lewel", "scene"] = Field(
-        "moco_v2", description="whose views: crop and colours; scene takes its crops from the map"
+        "moco_v2", description="whose views: crop and colours; scene takes its crops from the method's own map, or else `saliency`"
     )
     background: Literal["grey", "texture", "image", "inpaint", "swap"] = Field(
         "grey", description="what the foreground is pasted onto"
@@ -82,6 +84,8 @@ class Recipe(Section):
     area: list[Probability] = Field(
         [0.0, 1.0], min_length=2, max_length=2, description="the mean of the map must lie between these, else no paste"
     )
+    options: dict[str, Any] = Field({}, description="what this recipe has other than its method's section: keys of that")
+    train: dict[str, Any] = Field({}, description="what this recipe has other than the section train: keys of that section")
 
 
 class Views(Section):
@@ -120,6 +124,7 @@ class MocoV1(Section):
     queue: int = Field(65536, ge=1, description="negative keys kept, larger than the batch")
     momentum: Probability = Field(0.999, description="share of the key encoder that a step keeps")
     temperature: Temperature = 0.07
+    shuffle: bool = Field(True, description="several processes encode the keys in a shuffled order; one has no use for it")
 
 
 class MocoV2(MocoV1):
@@ -162,18 +167,43 @@ class LEWELB(BYOL, Aligned):
 class LEWELM(MocoV2, Aligned):
     "LEWEL on MoCo v2; our form."
 
+
+class Scene(BYOL):
+    "Saliency-guided scene contrast, re-derived from the abstract of Chen et al. (2023), on BYOL."
+
+    source: Literal["activation", "contracam", "centre"] = Field(
+        "activation", description="what the method's own maps are; centre is a control"
+    )
+    weights: Literal["saliency", "unit"] = Field("saliency", description="of the pairs in the loss; unit is a control")
+    warmup: int = Field(10, ge=0, description="epochs before the first maps")
+    every: int = Field(5, ge=1, description="epochs from one refresh of the maps to the next")
+
 # %% ../nbs/00_config.ipynb #c97184a4
 class Train(Section):
-    "The optimisation: linear warm-up, cosine to zero."
+    "The optimisation: linear warm-up, then a cosine to zero or steps."
 
     epochs: int = Field(ge=1)
-    batch: int = Field(ge=2, description="images a step, over all processes")
+    batch: int = Field(ge=2, description="images a step, over all processes and parts")
+    accumulate: int = Field(1, ge=1, description="parts that a step takes its batch in, where memory is short")
     optimiser: Literal["sgd", "lars"] = Field("sgd", description="lars: each layer's step in proportion to its weights")
     lr: float = Field(gt=0, description="learning rate at its highest, for the whole batch")
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: float = Field(1e-4, ge=0)
     warmup: int = Field(0, ge=0, description="epochs of linear warm-up")
+    milestones: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="epochs after which the rate falls to a tenth; none: it falls by a cosine to zero"
+    )
+    batch_norm: Literal["local", "sync"] = Field(
+        "local", description="over several processes: the statistics of each on its own, or of all together"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
+    processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="that the pretrain notebook starts; auto: one for each GPU, or one"
+    )
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto", description="that read images for a process; auto: none for packed images, else the cores there are"
+    )
+    trackers: list[Literal["tensorboard", "dvclive"]] = Field([], description="who else is told the logs, through Accelerate")
 
 
 class Knn(Section):
@@ -220,10 +250,34 @@ class Settings(Section):
     byol: BYOL = BYOL()
     lewel_b: LEWELB = LEWELB()
     lewel_m: LEWELM = LEWELM()
+    scene: Scene = Scene()
     train: Train
     evaluate: Evaluate = Evaluate()
     recipes: dict[Name, Recipe] = Field(min_length=1)
     study: Study
+
+    def training(self, recipe):
+        "The `Train` of a recipe: the section train with the recipe's own changes."
+        return Train.model_validate(self.train.model_dump() | self.recipes[recipe].train)
+
+    def method(self, recipe):
+        "The section of a recipe's method, with the recipe's own changes."
+        own = self.recipes[recipe]
+        section = getattr(self, own.method)
+        return type(section).model_validate(section.model_dump() | own.options)
+
+    def outcome(self, recipe):
+        """What decides what a recipe learns, and nothing else, as nested dictionaries: the recipe, its method's
+        section, views, model, and its training without what only says how the machine is used."""
+        machine = {"processes", "workers", "trackers"}
+        own = self.recipes[recipe]
+        return dict(
+            recipe=own.model_dump(exclude={"options", "train"}),
+            method=self.method(recipe).model_dump(),
+            views=self.views.model_dump(),
+            model=self.model.model_dump(),
+            train=self.training(recipe).model_dump(exclude=machine),
+        )
 
 # %% ../nbs/00_config.ipynb #14582ccf
 class SettingsError(ValueError):
@@ -243,11 +297,11 @@ def _section_at(loc):
     return at
 
 
-def _explain(error):
-    "One pydantic error as a sentence."
+def _explain(error, section=None):
+    "One pydantic error as a sentence; section: its class, where it is none of the whole file."
     loc, key = error["loc"], ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        allowed = list(_section_at(loc[:-1]).model_fields)
+        allowed = list((section or _section_at(loc[:-1])).model_fields)
         near = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key} = {error['input']!r} is not a setting{hint} Allowed here: {', '.join(allowed)}"
@@ -258,22 +312,37 @@ def _explain(error):
 # %% ../nbs/00_config.ipynb #8f22940d
 def _contradictions(s, root):
     "Sentences about settings that exclude each other."
-    used = {s.recipes[name].method for name in s.study.recipes if name in s.recipes}
-    for name in sorted(used & {"moco_v1", "moco_v2", "lewel_m"}):
-        queue = getattr(s, name).queue
-        if queue <= s.train.batch:
-            yield f"{name}.queue = {queue} is not allowed: must be larger than train.batch = {s.train.batch}"
-    for name in ("lewel_b", "lewel_m"):
-        section, channels = getattr(s, name), s.model.width * (32 if s.model.backbone == "resnet50" else 8)
-        if section.dim % section.groups or channels % section.groups:
+    for name, recipe in s.recipes.items():
+        base = f"recipes.{name}.train."
+        try:
+            train = s.training(name)
+        except ValidationError as e:
+            yield from (base + _explain(error, Train) for error in e.errors())
+            continue
+        try:
+            method = s.method(name)
+        except ValidationError as e:
+            section = type(getattr(s, recipe.method))
+            yield from (f"recipes.{name}.options." + _explain(error, section) for error in e.errors())
+            continue
+        at = base if recipe.train else "train."
+        if train.warmup > train.epochs:
+            yield f"{at}warmup = {train.warmup} is not allowed: at most {at}epochs = {train.epochs}"
+        if train.batch % train.accumulate:
+            yield f"{at}accumulate = {train.accumulate} is not allowed: must divide {at}batch = {train.batch}"
+        groups, channels = getattr(method, "groups", 1), s.model.width * (32 if s.model.backbone == "resnet50" else 8)
+        if groups > 1 and (method.dim % groups or channels % groups):
             yield (
-                f"{name}.groups = {section.groups} is not allowed: must divide {name}.dim = {section.dim} and the "
+                f"{recipe.method}.groups = {groups} is not allowed: must divide {recipe.method}.dim = {method.dim} and the "
                 f"{channels} channels of the encoder"
             )
-    if s.data.source == "world" and s.data.world.train < s.train.batch:
-        yield f"train.batch = {s.train.batch} is not allowed: data.world.train has only {s.data.world.train} images"
-    if s.train.warmup > s.train.epochs:
-        yield f"train.warmup = {s.train.warmup} is not allowed: at most train.epochs = {s.train.epochs}"
+        if name not in s.study.recipes:
+            continue
+        queue = getattr(method, "queue", None)
+        if queue is not None and queue <= train.batch:
+            yield f"{recipe.method}.queue = {queue} is not allowed: must be larger than {at}batch = {train.batch}"
+        if s.data.source == "world" and s.data.world.train < train.batch:
+            yield f"{at}batch = {train.batch} is not allowed: data.world.train has only {s.data.world.train} images"
     if s.data.source == "folder" and s.data.folder is None:
         yield "data.folder = None is not allowed with data.source = 'folder': name a folder with train/ and val/"
     for key in ("folder", "masks"):
@@ -291,7 +360,7 @@ def _contradictions(s, root):
                 f"recipes.{name}.saliency = 'none' is not allowed with probability = {recipe.probability}: "
                 "a paste needs a map (an entry of saliency.methods, true_mask or shuffled)"
             )
-        if recipe.views == "scene" and recipe.saliency == "none":
+        if recipe.views == "scene" and recipe.saliency == "none" and recipe.method != "scene":
             yield (
                 f"recipes.{name}.saliency = 'none' is not allowed with views = 'scene': salient crops need a map "
                 "(an entry of saliency.methods, true_mask or shuffled)"
@@ -330,7 +399,7 @@ def parse_settings(values, root=".", name="params.yaml"):
     except ValidationError as e:
         wrong = [_explain(error) for error in e.errors()]
     else:
-        wrong = list(_contradictions(settings, Path(root)))
+        wrong = list(dict.fromkeys(_contradictions(settings, Path(root))))
     if wrong:
         raise SettingsError("\n".join(f"{name}: {line}" for line in wrong))
     return settings
@@ -408,16 +477,32 @@ def _assign(values, changes):
             values[key] = deepcopy(change)  # a list that stands twice would become an anchor
 
 # %% ../nbs/00_config.ipynb #52b82d8e
+def write_outcomes(settings, folder):
+    "Writes `Settings.outcome` of every recipe to folder/<recipe>.json, and removes files of recipes that are no more."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.json"):
+        if file.stem not in settings.recipes:
+            file.unlink()
+    for name in settings.recipes:
+        (folder / f"{name}.json").write_text(json.dumps(settings.outcome(name), indent=1) + "\n")
+
+
 def main(argv=None):
-    "Command line: `python -m dilo.config` checks params.yaml, `python -m dilo.config PROFILE` first applies a profile."
-    argv = sys.argv[1:] if argv is None else argv
+    "Command line: `python -m dilo.config [PROFILE] [--outcomes FOLDER]` checks params.yaml, into which it writes a profile."
+    parser = argparse.ArgumentParser(prog="python -m dilo.config", description=main.__doc__.split(": ", 1)[1])
+    parser.add_argument("profile", nargs="?", default="default", help="whose changes to write into params.yaml for good")
+    parser.add_argument("--outcomes", metavar="FOLDER", help="write there what decides what each recipe learns")
+    args = parser.parse_args(argv)
     path = project_root() / "params.yaml"
     try:
-        if argv and argv[0] != "default":
-            write_profile(path, argv[0])
-        load_settings(path)
+        if args.profile != "default":
+            write_profile(path, args.profile)
+        settings = load_settings(path)
     except SettingsError as e:
         sys.exit(str(e))
+    if args.outcomes is not None:
+        write_outcomes(settings, args.outcomes)
 
 # %% ../nbs/00_config.ipynb #1e2bc207
 #| eval: false

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'Encoder', 'mlp_head', 'column_mlp', 'column_head', 'momentum_copy', 'update_momentum', 'Queue',
-           'MemoryBank', 'processes', 'gather', 'gather_with_gradient', 'shuffle', 'unshuffle', 'SyncBatchNorm',
+           'MemoryBank', 'processes', 'gather', 'gather_with_gradient', 'shuffle', 'unshuffle', 'CPUSyncBatchNorm',
            'synchronise']
 
 # %% ../nbs/15_models.ipynb #5958e829
@@ -157,13 +157,29 @@ def gather(x):
     return torch.cat(parts)
 
 
+class _Sum(torch.autograd.Function):
+    "The sum over all processes; so is its gradient."
+
+    @staticmethod
+    def forward(_, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(_, gradient):
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
 def gather_with_gradient(x):
     "As `gather`, but gradients flow back to the process that a row comes from."
     if processes() == 1:
         return x
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(x.contiguous()))
+    everyone = x.new_zeros(processes(), *x.shape)
+    everyone[dist.get_rank()] = x
+    return _Sum.apply(everyone).flatten(0, 1)
 
 # %% ../nbs/15_models.ipynb #d2dfd552
 @torch.no_grad()
@@ -186,20 +202,21 @@ def unshuffle(x, order):
     return back.chunk(processes())[dist.get_rank() if processes() > 1 else 0]
 
 # %% ../nbs/15_models.ipynb #0bed9f45
-class SyncBatchNorm(nn.SyncBatchNorm):
-    "torch's SyncBatchNorm, and the same on the CPU, where torch has none."
+class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    "What `nn.SyncBatchNorm` is on GPUs, for processes on CPUs."
+
+    def _check_input_dim(self, x):
+        "Columns and images alike."
 
     def forward(self, x):
-        if x.device.type != "cpu" or not self.training:
+        if not self.training:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
-
         dims, columns = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
         x32, count = x.float(), torch.tensor(float(x.numel() // x.shape[1]))
         dist.all_reduce(count)
-        mean = all_reduce(x32.sum(dims)) / count
+        mean = _Sum.apply(x32.sum(dims)) / count
         centred = x32 - mean.view(columns)
-        var = all_reduce(centred.square().sum(dims)) / count
+        var = _Sum.apply(centred.square().sum(dims)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -208,15 +225,18 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return (centred * scale.view(columns) + self.bias.view(columns)).to(x.dtype)
 
 
-def synchronise(module):
-    "Turns every BatchNorm in `module` into a `SyncBatchNorm` with the same parameters and buffers, in place."
+def synchronise(module, device):
+    """`module` with one BatchNorm over all processes in place of each that it has, with the same parameters and
+    buffers: torch's on GPUs, `CPUSyncBatchNorm` on the CPU."""
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            sync = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+            sync = CPUSyncBatchNorm(child.num_features, child.eps, child.momentum)
             sync.weight, sync.bias = child.weight, child.bias
             sync.running_mean, sync.running_var = child.running_mean, child.running_var
             sync.num_batches_tracked = child.num_batches_tracked
             setattr(module, name, sync.train(child.training))
         else:
-            synchronise(child)
+            synchronise(child, device)
     return module

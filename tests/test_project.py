@@ -28,6 +28,11 @@ ROOMS = [
     "preview",
     "models",
     "methods",
+    "lewel",
+    "scene",
+    "optimise",
+    "checkpoints",
+    "feed",
     "train",
     "evaluate",
     "figures",
@@ -82,6 +87,8 @@ def test_imports_need_the_runtime_dependencies_alone():
         "matplotlib",
         "sklearn",
         "ruamel",
+        "tensorboard",
+        "dvclive",
     ]
     code = f"""
 import sys
