@@ -36,6 +36,7 @@ class World(Section):
 
     train: int = Field(4000, ge=10, description="images to learn from")
     val: int = Field(1000, ge=10, description="images held out")
+    scenes: int = Field(0, ge=0, description="pictures of several objects, to pre-train on in place of train")
     correlation: Probability = Field(0.7, description="probability that a class appears on its own background family")
     seed: int = Field(0, ge=0, description="seed of the rendering")
 
@@ -47,6 +48,9 @@ class Data(Section):
     folder: str | None = Field(None, description="ImageFolder tree with train/<class>/* and val/<class>/*")
     masks: str | None = Field(None, description="tree of masks with the layout of the folder")
     size: int = Field(64, ge=16, le=1024, description="side of the packed images, px")
+    storage: Literal["auto", "packed", "streamed"] = Field(
+        "auto", description="packed: decoded once into an array; streamed: whenever needed; auto: packed if the disk has room"
+    )
     world: World = World()
 
 
@@ -341,8 +345,10 @@ def _contradictions(s, root):
         queue = getattr(method, "queue", None)
         if queue is not None and queue <= train.batch:
             yield f"{recipe.method}.queue = {queue} is not allowed: must be larger than {at}batch = {train.batch}"
-        if s.data.source == "world" and s.data.world.train < train.batch:
-            yield f"{at}batch = {train.batch} is not allowed: data.world.train has only {s.data.world.train} images"
+        split = "scenes" if s.data.world.scenes else "train"
+        count = getattr(s.data.world, split)
+        if s.data.source == "world" and count < train.batch:
+            yield f"{at}batch = {train.batch} is not allowed: data.world.{split} has only {count} images"
     if s.data.source == "folder" and s.data.folder is None:
         yield "data.folder = None is not allowed with data.source = 'folder': name a folder with train/ and val/"
     for key in ("folder", "masks"):

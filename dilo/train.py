@@ -416,7 +416,7 @@ def main(argv=None):
         packed = open_arrays(root / "build/arrays")
         saliency = recipe_saliency(settings.recipes[args.recipe].saliency, root / "build/saliency", packed.masks)
         run = root / f"runs/{args.recipe}-{args.seed}"
-        rows = packed.rows("train")
+        rows = packed.learning_rows
         done = pretrain(
             settings, args.recipe, args.seed, packed.images, rows, run, saliency=saliency, dry_run=args.dry_run
         )
