@@ -35,6 +35,7 @@ ROOMS = [
     "feed",
     "train",
     "evaluate",
+    "photos",
     "figures",
     "report",
     "workflow",
