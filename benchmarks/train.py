@@ -2,16 +2,17 @@
 
 ResNet-18 of torchvision's width and stem, 64 px, batch 128, from 1,280 images of the embedded world in memory:
 
-- MoCo v2 against MoCo v2 built from lightly's modules as its documentation combines them (PIL images, its transform in 0 or 2
-  DataLoader workers, NTXentLoss with a memory bank of 4,096, fp32), in the same run, on the same images; dilo in the precision
-  that it chooses (bf16 where the machine computes in it) and in fp32;
+- MoCo v2 against MoCo v2 built from lightly's modules as its documentation combines them (PIL images, its transform in 0
+  or 2 DataLoader workers, NTXentLoss with a memory bank of 4,096, fp32), in the same run, on the same images; dilo in the
+  precision that it chooses (bf16 where the machine computes in it) and in fp32;
 - the share of a step outside forward, backward and optimiser: views, momentum, queue, numbers for the log;
-- what DiLo's paste and LEWEL cost over MoCo v2, LEWEL and scene over BYOL (scene with one refresh of its maps in three epochs).
+- what DiLo's paste and LEWEL cost over MoCo v2, LEWEL and scene over BYOL (scene with one refresh of its maps in three
+  epochs).
 
-Each case runs in a process of its own, three epochs of ten steps after one for warming up; the speed is that of the median step,
-for scene that of whole epochs (and BYOL's beside it likewise). Each pair to be compared is run twice, turn by turn, and the better
-run of each counts, since the speed of a shared machine changes. Memory is the highest resident memory of the process (on a GPU, its memory).
-Without lightly that case is left out, saying so: pip install lightly.
+Each case runs in a process of its own: an epoch of ten steps for warming up, then three that are timed. All cases run
+twice, turn by turn, and the better run of each counts, since the speed of a shared machine changes. Ratios are of whole
+epochs. Memory is the highest resident memory of the process (on a GPU, its memory). Without lightly that case is left
+out, saying so: pip install lightly.
 """
 
 import argparse

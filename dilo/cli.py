@@ -109,7 +109,8 @@ def _pretrain(args):
     from dilo.photos import pretrain_photos
     from dilo.train import NonFiniteLoss
 
-    short = {"train.epochs": args.epochs, "views.size": args.size, "model.backbone": args.backbone, "train.batch": args.batch}
+    short = {"train.epochs": args.epochs, "train.batch": args.batch, "views.size": args.size,
+             "model.backbone": args.backbone}
     changes = [f"{key}={value}" for key, value in short.items() if value is not None]
     try:
         history = pretrain_photos(args.photos, args.out, args.recipe, seed=args.seed, changes=[*changes, *args.set],
@@ -119,8 +120,8 @@ def _pretrain(args):
     if args.dry_run:
         print(f"two steps: loss {history.loss[0]:.3f}, {history.images_per_second[0]:.1f} images/s; no encoder was written")
     elif not args.quiet:
-        last = history.iloc[-1]
-        print(f"{args.out}/encoder.safetensors after {int(last.epoch)} epochs, loss {last.loss:.3f}; the curves: {args.out}/history.csv")
+        print(f"{args.out}/encoder.safetensors after {len(history)} epochs, loss {history.loss.iloc[-1]:.3f}; the curves: "
+              f"{args.out}/history.csv")
     return 0
 
 # %% ../nbs/29_cli.ipynb #2fc5e296
@@ -177,20 +178,25 @@ def _parser():
     c.add_argument("--seed", type=int, default=0, help="of the views")
     c.add_argument("--quiet", action="store_true", help="no summary")
 
-    c = command("pretrain", _pretrain, "Learns features from a folder of photos, without labels; Ctrl-C saves, and the same command goes on.",
+    c = command("pretrain", _pretrain,
+                "Learns features from a folder of photos, without labels; Ctrl-C saves, the same command goes on.",
                 "dilo pretrain photos/ --recipe dilo --out run/ --epochs 100")
     c.add_argument("photos", metavar="PHOTOS", help="folder of photos of any kind, read with its subfolders")
-    c.add_argument("--out", required=True, metavar="RUN", help="folder for the encoder, its checkpoint and curves, decoded photos and maps")
-    c.add_argument("--recipe", default="dilo", help="moco, dilo, lewel_m, lewel_m_dilo, lewel_b, byol, simclr, moco_v1, instdisc, scene, each but "
-                                                    "dilo also with _dilo; with --settings, a recipe of that file")
+    c.add_argument("--out", required=True, metavar="RUN",
+                   help="folder for the encoder, its checkpoint and curves, decoded photos and their maps")
+    c.add_argument("--recipe", default="dilo",
+                   help="moco, instdisc, moco_v1, simclr, byol, lewel_b, lewel_m or scene; with DiLo's paste dilo, "
+                        "instdisc_dilo, moco_v1_dilo ...; with --settings, a recipe of that file")
     c.add_argument("--seed", type=int, default=0, help="of weights, views and the order of photos")
     c.add_argument("--epochs", type=int, help="times it sees each photo; without --settings 200")
     c.add_argument("--batch", type=int, help="photos a step; without --settings a quarter of the photos, at most 256")
     c.add_argument("--size", type=int, help="side of the views, px; without --settings 128")
     c.add_argument("--backbone", choices=("resnet18", "resnet34", "resnet50"), help="without --settings resnet18")
     c.add_argument("--settings", metavar="FILE", help="a params.yaml, for everything else")
-    c.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting by its name in params.yaml; may be repeated")
-    c.add_argument("--jobs", type=int, default=-1, help="processes that decode photos and make their maps, -1: one for each core")
+    c.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                   help="one setting by its name in params.yaml; may be repeated")
+    c.add_argument("--jobs", type=int, default=-1,
+                   help="processes that decode photos and make their maps, -1: one for each core")
     c.add_argument("--dry-run", action="store_true", help="two steps, and no encoder: does it fit, how fast?")
     c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 

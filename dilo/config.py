@@ -49,7 +49,7 @@ class Data(Section):
     masks: str | None = Field(None, description="tree of masks with the layout of the folder")
     size: int = Field(64, ge=16, le=1024, description="side of the packed images, px")
     storage: Literal["auto", "packed", "streamed"] = Field(
-        "auto", description="packed: decoded once into an array; streamed: whenever needed; auto: packed if the disk has room"
+        "auto", description="packed: decoded once, into an array; streamed: whenever needed; auto: packed if it fits"
     )
     world: World = World()
 
@@ -76,20 +76,27 @@ class Recipe(Section):
         "none", description="the map that cuts out the foreground; `shuffled` gives each image the rbd map of another"
     )
     views: Literal["instdisc", "moco_v1", "moco_v2", "simclr", "byol", "lewel", "scene"] = Field(
-        "moco_v2", description="whose views: crop and colours; scene takes its crops from the method's own map, or else `saliency`"
+        "moco_v2",
+        description="whose views: crop and colours; scene crops by the method's own map, or else by `saliency`",
     )
     background: Literal["grey", "texture", "image", "inpaint", "swap"] = Field(
         "grey", description="what the foreground is pasted onto"
     )
     probability: Probability = Field(0.0, description="probability that a view is pasted")
-    on: Literal["each", "query", "all"] = Field("each", description="each view on its own, the first alone, all or none")
+    on: Literal["each", "query", "all"] = Field(
+        "each", description="each view on its own, the first alone, all or none"
+    )
     alpha: Literal["soft", "binary"] = Field("soft", description="the map as it is, or cut at one half")
     blur: Probability = Field(0.5, description="probability that the map of a pasted view is blurred")
     area: list[Probability] = Field(
         [0.0, 1.0], min_length=2, max_length=2, description="the mean of the map must lie between these, else no paste"
     )
-    options: dict[str, Any] = Field({}, description="what this recipe has other than its method's section: keys of that")
-    train: dict[str, Any] = Field({}, description="what this recipe has other than the section train: keys of that section")
+    options: dict[str, Any] = Field(
+        {}, description="what this recipe has other than its method's section: keys of that"
+    )
+    train: dict[str, Any] = Field(
+        {}, description="what this recipe has other than the section train: keys of that section"
+    )
 
 
 class Views(Section):
@@ -128,7 +135,9 @@ class MocoV1(Section):
     queue: int = Field(65536, ge=1, description="negative keys kept, larger than the batch")
     momentum: Probability = Field(0.999, description="share of the key encoder that a step keeps")
     temperature: Temperature = 0.07
-    shuffle: bool = Field(True, description="several processes encode the keys in a shuffled order; one has no use for it")
+    shuffle: bool = Field(
+        True, description="several processes encode the keys in a shuffled order; one has no use for it"
+    )
 
 
 class MocoV2(MocoV1):
@@ -207,7 +216,9 @@ class Train(Section):
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         "auto", description="that read images for a process; auto: none for packed images, else the cores there are"
     )
-    trackers: list[Literal["tensorboard", "dvclive"]] = Field([], description="who else is told the logs, through Accelerate")
+    trackers: list[Literal["tensorboard", "dvclive"]] = Field(
+        [], description="who else is told the logs, through Accelerate"
+    )
 
 
 class Knn(Section):
@@ -515,7 +526,9 @@ def write_outcomes(settings, folder):
 def main(argv=None):
     "Command line: `python -m dilo.config [PROFILE] [--outcomes FOLDER]` checks params.yaml, into which it writes a profile."
     parser = argparse.ArgumentParser(prog="python -m dilo.config", description=main.__doc__.split(": ", 1)[1])
-    parser.add_argument("profile", nargs="?", default="default", help="whose changes to write into params.yaml for good")
+    parser.add_argument(
+        "profile", nargs="?", default="default", help="whose changes to write into params.yaml for good"
+    )
     parser.add_argument("--outcomes", metavar="FOLDER", help="write there what decides what each recipe learns")
     args = parser.parse_args(argv)
     path = project_root() / "params.yaml"

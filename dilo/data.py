@@ -308,7 +308,9 @@ def render_scenes(n, *, size=64, correlation=0.7, seed=0):
     drawn = [_draw_scene(i, size, correlation, seed) for i in range(n)]
     images, masks, families, labels, boxes = zip(*drawn)
     pictures = np.repeat(np.arange(n), [len(own) for own in labels])
-    return Scenes(np.stack(images), np.stack(masks), np.array(families), pictures, np.concatenate(labels), np.concatenate(boxes))
+    return Scenes(
+        np.stack(images), np.stack(masks), np.array(families), pictures, np.concatenate(labels), np.concatenate(boxes)
+    )
 
 # %% ../nbs/01_data.ipynb #fef876f9
 def write_atomically(path, write):
@@ -358,7 +360,9 @@ def _write_bmp(pixels, path):
 def _is_world(folder):
     "Whether nothing but an embedded world lies in the folder."
     there = {p.name for p in folder.iterdir()} - {"scenes", "objects.csv"}
-    return there == {"train", "val", "masks", "index.csv"} and {p.name for p in (folder / "train").iterdir()} == set(CLASSES)
+    return there == {"train", "val", "masks", "index.csv"} and {p.name for p in (folder / "train").iterdir()} == set(
+        CLASSES
+    )
 
 
 def write_world(folder, *, train=4000, val=1000, scenes=0, size=64, correlation=0.7, seed=0, progress=True):
@@ -427,7 +431,9 @@ def _check_index(table, file):
     need(len(table) > 0, "it lists no images")
     need(table.split.isin(list(SPLITS)), f"split must be one of {', '.join(SPLITS)}")
     need(table.label.str.fullmatch("-1|[0-9]+"), "label must be a whole number, or -1 for none")
-    need((table.label == "-1") == (table.class_name == ""), "class_name must be empty where label is -1, and only there")
+    need(
+        (table.label == "-1") == (table.class_name == ""), "class_name must be empty where label is -1, and only there"
+    )
     need(table.path != "", "path is empty")
     need(~table.path.duplicated(), "the same path stands on an earlier line")
     need(table.sha256.str.fullmatch("[0-9a-f]{64}"), "sha256 must be 64 hexadecimal digits")
@@ -562,7 +568,9 @@ def write_photos_index(out, photos):
             broken.append(str(error).split("; replace")[0])
     if broken:
         more = f"\nand {len(broken) - 20} more" if len(broken) > 20 else ""
-        raise ValueError("\n".join(broken[:20]) + f"{more}\nreplace or remove these photos ({len(broken)} of {len(files)})")
+        raise ValueError(
+            "\n".join(broken[:20]) + f"{more}\nreplace or remove these photos ({len(broken)} of {len(files)})"
+        )
     return _write_index(out, [("train", file.as_posix(), "", -1, "", "", "", "", "", "") for file in files])
 
 # %% ../nbs/01_data.ipynb #0748ee4f
@@ -656,7 +664,9 @@ def pack(index_folder, out, *, size, jobs=1, storage="packed", progress=True):
         free = shutil.disk_usage(out).free
         storage = "streamed" if needed > free / 2 else "packed"
         if storage == "streamed":
-            print(f"{out}: {needed / 1e9:.0f} GB of arrays, {free / 1e9:.0f} GB free; images are decoded as they are needed")
+            print(
+                f"{out}: {needed / 1e9:.0f} GB of arrays, {free / 1e9:.0f} GB free; images are decoded as they are needed"
+            )
     if storage not in ("packed", "streamed"):
         raise ValueError(f"storage={storage!r}: must be packed, streamed or auto")
     moved = table.assign(**{c: _moved(table[c], source, out) for c in ("path", "mask")})
@@ -664,7 +674,9 @@ def pack(index_folder, out, *, size, jobs=1, storage="packed", progress=True):
         for name in ("index.csv", "masks.npy", "images.npy"):
             (out / name).unlink(missing_ok=True)
         write_atomically(out / "streamed.json", lambda part: part.write_text(json.dumps({"size": size})))
-        write_atomically(out / "index.csv", lambda part: _write_csv(moved.assign(x0=pd.NA, y0=pd.NA, x1=pd.NA, y1=pd.NA), part))
+        write_atomically(
+            out / "index.csv", lambda part: _write_csv(moved.assign(x0=pd.NA, y0=pd.NA, x1=pd.NA, y1=pd.NA), part)
+        )
         return read_index(out)
     shapes = {"images.npy": (len(rows), 3, size, size)}
     if has_masks:
@@ -782,7 +794,9 @@ def open_arrays(folder):
     if streamed:
         size = json.loads((folder / "streamed.json").read_text())["size"]
         masked = (index["mask"] != "").all()
-        return Arrays(Streamed(folder, index, size), Streamed(folder, index, size, masks=True) if masked else None, index)
+        return Arrays(
+            Streamed(folder, index, size), Streamed(folder, index, size, masks=True) if masked else None, index
+        )
     images = np.load(folder / "images.npy", mmap_mode="r")
     masks = np.load(folder / "masks.npy", mmap_mode="r") if (folder / "masks.npy").is_file() else None
     if len(images) != len(index) or (masks is None) != (index["mask"] == "").all():

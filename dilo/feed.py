@@ -114,7 +114,7 @@ class ViewMaker:
             self.regions = boxes * scale, mass
 
     def __call__(self, rows, images, maps, seed, epoch):
-        "The `Views` of the images numbered `rows`, which `read_batches` read; `index` is their place in the rows to learn from."
+        "The `Views` of images numbered `rows`, read by `read_batches`; `index` is their place in the rows to learn from."
         places = self.places[rows]
         images = images.to(self.device, non_blocking=True)
         maps = maps.to(self.device, non_blocking=True) if self.uses_saliency else None

@@ -42,7 +42,9 @@ def photo_settings(count, recipe, changes=(), file=None):
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
-            raise SettingsError(f"{change!r} is no change of a setting; allowed: KEY=VALUE, for example train.epochs=100")
+            raise SettingsError(
+                f"{change!r} is no change of a setting; allowed: KEY=VALUE, for example train.epochs=100"
+            )
         nested = yaml.safe_load(value)
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
@@ -50,13 +52,15 @@ def photo_settings(count, recipe, changes=(), file=None):
     values["study"] = dict(recipes=[recipe], seeds=[0])
     own = values["recipes"].get(recipe, {})
     if own.get("probability", 0) > 0 and own.get("saliency") in ("true_mask", "shuffled"):
-        raise SettingsError(f"recipes.{recipe}.saliency = {own['saliency']!r} is not for photos without masks; name a method")
+        raise SettingsError(f"recipes.{recipe}.saliency = {own['saliency']!r} is not for photos without masks")
     if own.get("saliency", "none") != "none":
         values = merge(values, dict(saliency=dict(methods=[own["saliency"]])))
     return parse_settings(values, name="settings")
 
 # %% ../nbs/24_photos.ipynb #90156fce
-def pretrain_photos(photos, out, recipe="dilo", *, seed=0, changes=(), file=None, jobs=-1, progress=True, dry_run=False):
+def pretrain_photos(
+    photos, out, recipe="dilo", *, seed=0, changes=(), file=None, jobs=-1, progress=True, dry_run=False
+):
     """The history of pre-training on all photos below a folder; leaves in `out` the encoder and what `pretrain` leaves,
     with the decoded photos under out/arrays and their maps under out/saliency.
 
@@ -82,5 +86,13 @@ def pretrain_photos(photos, out, recipe="dilo", *, seed=0, changes=(), file=None
         saliency_maps(packed.images, kind, settings.saliency.size, out=maps, **options)
         saliency = recipe_saliency(kind, out / "saliency")
     return pretrain(
-        settings, recipe, seed, packed.images, packed.learning_rows, out, saliency=saliency, progress=progress, dry_run=dry_run
+        settings,
+        recipe,
+        seed,
+        packed.images,
+        packed.learning_rows,
+        out,
+        saliency=saliency,
+        progress=progress,
+        dry_run=dry_run,
     )

@@ -65,12 +65,28 @@ def view_recipe(settings, recipe):
     "The `ViewRecipe` of a recipe."
     r = settings.recipes[recipe]
     options = dict(background=r.background, on=r.on, alpha=r.alpha, blur=r.blur, area=tuple(r.area))
-    recipe = VIEW_RECIPES[r.views](settings.views.size, PasteLaw(r.probability, **options) if r.probability > 0 else None)
+    recipe = VIEW_RECIPES[r.views](
+        settings.views.size, PasteLaw(r.probability, **options) if r.probability > 0 else None
+    )
     return replace(recipe, views=recipe.views[: getattr(METHODS[r.method], "views", 2)])
 
 # %% ../nbs/22_train.ipynb #bf6a50e8
 # their code decides what is learned
-LEARNING_ROOMS = ("view_laws", "pixels", "view_kernels", "views", "models", "methods", "lewel", "scene", "optimise", "feed", "train")
+LEARNING_ROOMS = (
+    *(
+        "view_laws",
+        "pixels",
+        "view_kernels",
+        "views",
+        "models",
+        "methods",
+        "lewel",
+        "scene",
+        "optimise",
+        "feed",
+        "train",
+    ),
+)
 
 
 def _checksum(array):
@@ -106,7 +122,7 @@ class Run:
         self.settings, self.train = settings, settings.training(recipe)
         for name in self.train.trackers:
             if importlib.util.find_spec(name) is None:
-                raise ImportError(f"train.trackers has {name}, which is not installed: pip install dilo[workflow]", name=name)
+                raise ImportError(f"train.trackers has {name}, and it is not installed: pip install dilo[workflow]")
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
         self.accelerator = Accelerator(
             mixed_precision=machine_precision(self.train.precision),
@@ -129,7 +145,13 @@ class Run:
         own_maps = hasattr(method, "saliency")
         try:
             self.make = ViewMaker(
-                view_recipe(settings, recipe), images, saliency, rows, settings.views.pool, self.accelerator.device, own_maps
+                view_recipe(settings, recipe),
+                images,
+                saliency,
+                rows,
+                settings.views.pool,
+                self.accelerator.device,
+                own_maps,
             )
         except ValueError as e:
             raise ValueError(f"recipes.{recipe}: {e}") from e
@@ -241,7 +263,8 @@ class Run:
         places = np.array_split(np.arange(len(self.rows)), -(-len(self.rows) // 128))
         mine = range(self.accelerator.process_index, len(places), self.accelerator.num_processes)
         workers = self.workers()
-        for number, (_, images, _) in zip(mine, read_batches(self.images, None, [self.rows[places[n]] for n in mine], workers)):
+        read = read_batches(self.images, None, [self.rows[places[n]] for n in mine], workers)
+        for number, (_, images, _) in zip(mine, read):
             x = images.to(self.accelerator.device).float().div_(255)
             if x.shape[2:] != size:
                 x = torch.nn.functional.interpolate(x, size, mode="bilinear", antialias=True)
@@ -275,7 +298,8 @@ class Run:
         self.pending = None
         means = {k: v / self.step for k, v in self.sums.items()}
         speed = (self.step - first) * self.train.batch / (time.perf_counter() - started)
-        row = dict(epoch=self.epoch + 1, **means, lr=self.rate(self.epoch * self.steps + self.step - 1), images_per_second=speed)
+        rate = self.rate(self.epoch * self.steps + self.step - 1)
+        row = dict(epoch=self.epoch + 1, **means, lr=rate, images_per_second=speed)
         if self.step == self.steps:
             self.history.append(row)
             self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
@@ -297,7 +321,9 @@ class Run:
         if self.accelerator.is_main_process:
             save_checkpoint(self.folder, self.state())
             if self.history:
-                write_atomically(self.folder / "history.csv", lambda p: pd.DataFrame(self.history).to_csv(p, index=False))
+                write_atomically(
+                    self.folder / "history.csv", lambda p: pd.DataFrame(self.history).to_csv(p, index=False)
+                )
         self.accelerator.wait_for_everyone()
 
     @contextmanager
@@ -332,7 +358,9 @@ class Run:
         self.accelerator.wait_for_everyone()
         if self.train.trackers:
             (self.folder / "trackers").mkdir(exist_ok=True)
-            live = dict(dir=str(self.folder / "trackers/dvclive"), save_dvc_exp=False, dvcyaml=None, resume=self.epoch > 0)
+            live = dict(
+                dir=str(self.folder / "trackers/dvclive"), save_dvc_exp=False, dvcyaml=None, resume=self.epoch > 0
+            )
             config = {k: str(v) if isinstance(v, list) else v for k, v in self.made.items()}
             self.accelerator.init_trackers("tensorboard", config, {"dvclive": live})
 
@@ -379,7 +407,7 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
 
 
 def launch(settings, recipe, seed, images, rows, run, *, saliency=None):
-    """`pretrain` from a notebook, on as many processes as `train.processes` says, through Accelerate's launcher; the history.
+    """`pretrain` from a notebook, in as many processes as `train.processes` says, by Accelerate's launcher; the history.
 
     Several processes are forked, so CUDA must not have been used in the notebook before."""
     wanted = settings.training(recipe).processes
@@ -406,7 +434,9 @@ def main(argv=None):
     )
     parser.add_argument("recipe", help="a recipe of params.yaml")
     parser.add_argument("seed", type=int)
-    parser.add_argument("--dry-run", action="store_true", help="two steps, and nothing is written: does it fit, how fast?")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="two steps, and nothing is written: does it fit, how fast?"
+    )
     args = parser.parse_args(argv)
     root = project_root()
     try:
@@ -426,8 +456,12 @@ def main(argv=None):
         print(e, file=sys.stderr)
         sys.exit(130)
     if args.dry_run and int(os.environ.get("RANK", 0)) == 0:
-        peak = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory" if torch.cuda.is_available() else ""
-        print(f"two steps: loss {done.loss[0]:.3f}, {done.images_per_second[0]:.1f} images/s{peak}; nothing was written")
+        peak = (
+            f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory" if torch.cuda.is_available() else ""
+        )
+        print(
+            f"two steps: loss {done.loss[0]:.3f}, {done.images_per_second[0]:.1f} images/s{peak}; nothing was written"
+        )
 
 # %% ../nbs/22_train.ipynb #76a78780
 #| eval: false

@@ -127,7 +127,8 @@ def test_a_killed_run_ends_with_the_same_encoder(smoke):
     )
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
-        if not (run / "encoder.safetensors").exists() and len(pd.read_csv(run / "history.csv")) >= 3:
+        history = run / "history.csv"  # the finished run's is removed first
+        if not (run / "encoder.safetensors").exists() and history.exists() and len(pd.read_csv(history)) >= 3:
             break
         time.sleep(0.02)
     for pid in _descendants(process.pid):
