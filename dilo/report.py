@@ -160,7 +160,10 @@ def study_page(reports, settings, results, scores, *, accuracy, curves, maps, ac
         if settings.data.source == "world"
         else f"the photos in `{settings.data.folder}`"
     )
-    recipes = pd.DataFrame([dict(recipe=r) | settings.recipes[r].model_dump() for r in study.recipes])
+    if settings.data.source == "world" and world.scenes:
+        images += f"; pre-trained on {world.scenes} pictures of two to four objects"
+    told = ({k: v for k, v in settings.recipes[r].model_dump().items() if v != {}} for r in study.recipes)
+    recipes = pd.DataFrame([dict(recipe=r) | values for r, values in zip(study.recipes, told)]).fillna("")
     localised = summarise(results[results.classifier == "localisation"])
     question = [
         paragraph(
@@ -240,8 +243,8 @@ def study_page(reports, settings, results, scores, *, accuracy, curves, maps, ac
             "Learning curves": [
                 picture(
                     curves,
-                    "One line a seed. A healthy run: the loss falls from about log(K + 1), "
-                    "positives become similar, the spread stays away from zero.",
+                    "One line a seed. A healthy run: the loss falls, from about log(K + 1) with a queue of K keys and from "
+                    "about 4 where there are no negatives; positives become similar, the spread stays away from zero.",
                 )
             ],
             "Once more": again,
