@@ -25,6 +25,7 @@ import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
+from tqdm.auto import tqdm
 
 # %% ../nbs/01_data.ipynb #a375fd59
 # the label is the position; family i is the one that class i prefers
@@ -339,8 +340,6 @@ INDEX_COLUMNS = ("split", "path", "mask", "label", "class_name", "family", "x0",
 def _progress(rounds, total, what, show):
     if not show:
         return rounds
-    from tqdm.auto import tqdm
-
     return tqdm(rounds, total=total, desc=what)
 
 
@@ -518,11 +517,22 @@ def find_photos(folder):
     return photos
 
 # %% ../nbs/01_data.ipynb #5bde2d7f
+def _in_threads(function, files, what):
+    "Results of a function of files in their order; pieces, so that a million files do not wait in memory."
+    with ThreadPoolExecutor(8) as pool, tqdm(total=len(files), desc=what, disable=len(files) < 5000) as bar:
+        for start in range(0, len(files), 1000):
+            yield from pool.map(function, files[start : start + 1000])
+            bar.update(len(files[start : start + 1000]))
+
+
+def _checksum(file):
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
 def _write_index(out, rows):
     "The index of rows that lack the sha256 of their file, which threads compute: reading is what takes the time."
-    with ThreadPoolExecutor(8) as pool:
-        sums = pool.map(lambda row: hashlib.sha256(Path(row[1]).read_bytes()).hexdigest(), rows)
-        rows = [(*row, sha) for row, sha in zip(rows, _progress(sums, len(rows), "indexing", len(rows) > 10_000))]
+    sums = _in_threads(_checksum, [row[1] for row in rows], "indexing")
+    rows = [(*row, sha) for row, sha in zip(rows, sums)]
     Path(out).mkdir(parents=True, exist_ok=True)
     write_atomically(Path(out) / "index.csv", lambda part: _write_csv(rows, part))
     return read_index(out)
@@ -554,18 +564,21 @@ def write_folder_index(out, photos, masks=None):
     return _write_index(out, rows)
 
 
+def _problem(file):
+    "What is wrong with a photo, or None."
+    try:
+        _decode(_read(file), file, "RGB")
+    except (ValueError, OSError) as error:
+        return str(error).split("; re")[0]
+
+
 def write_photos_index(out, photos):
     """The index, also written to out/index.csv, of all photos below a folder, whatever its layout: all in train and
     unlabelled. Raises FileNotFoundError or ValueError naming a folder that is not there or holds no photos, and
     ValueError naming the photos that cannot be read."""
     folder = Path(photos).resolve()
     files = [folder / photo for photo in find_photos(folder)]
-    broken = []
-    for file in files:
-        try:
-            _decode(file.read_bytes(), file, "RGB")
-        except ValueError as error:
-            broken.append(str(error).split("; replace")[0])
+    broken = [problem for problem in _in_threads(_problem, files, "checking photos") if problem]
     if broken:
         more = f"\nand {len(broken) - 20} more" if len(broken) > 20 else ""
         raise ValueError(
@@ -712,7 +725,7 @@ def pack(index_folder, out, *, size, jobs=1, storage="packed", progress=True):
 # %% ../nbs/01_data.ipynb #a9ddf02d
 class Streamed:
     """Images uint8 (N, 3, S, S), or their masks (N, 1, S, S), decoded whenever they are asked for: by a number, a slice
-    or an array of row numbers. Small enough to be sent to other processes.
+    or an array of row numbers, and what may follow in an array's index. Small enough to be sent to other processes.
 
     Errors name the file: FileNotFoundError where it is gone, ValueError where it changed, is broken or does not fit."""
 
@@ -732,9 +745,12 @@ class Streamed:
     def _row(self, i):
         file, mask = (os.path.join(self.folder, os.fsdecode(paths[i])) for paths in (self.paths, self.mask_paths))
         image, mask = _load_pair(Path(file), Path(mask) if self.masks else None, self.sums[i].decode(), self.size)
-        return mask if self.masks else image
+        return np.ascontiguousarray(mask if self.masks else image)
 
     def __getitem__(self, rows):
+        if isinstance(rows, tuple):
+            whole = self[rows[0]]
+            return whole[rows[1:]] if isinstance(rows[0], (int, np.integer)) else whole[(slice(None), *rows[1:])]
         if isinstance(rows, (int, np.integer)):
             return self._row(range(len(self))[rows])
         rows = np.arange(len(self))[rows]
@@ -884,6 +900,8 @@ def background_split(name, images, masks, labels, seed=0):
             f"images {images.dtype} {images.shape}, masks {masks.dtype} {masks.shape}, "
             f"labels {labels.shape}: must be uint8 (N, 3, H, W), uint8 (N, 1, H, W) and (N,)"
         )
+    if (labels < 0).any():
+        raise ValueError("labels: -1 stands for none, and these splits need one for each image")
     if name == "original":
         return images.copy()
     if name == "only_fg":

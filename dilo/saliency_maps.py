@@ -160,9 +160,18 @@ def saliency_maps(images, method="rbd", size=224, jobs=1, progress=True, out=Non
         maps = np.empty(shape, np.uint8) if out is None else out
     starts = range(0, len(images), PIECE)
     todo = [s for s in starts if s not in done or done[s] != _checksum(images[s : s + PIECE])]
+    checksums = {}
+
+    def read(start):
+        "The images of a piece, once: to read may mean to decode; their checksum is kept for the record."
+        piece = images[start : start + PIECE]
+        if record is not None:
+            checksums[start] = _checksum(piece)
+        return piece
+
     with tqdm(total=len(images), desc=f"saliency {name}", unit="img", disable=not progress) as bar:
-        bar.update(len(images) - sum(len(images[s : s + PIECE]) for s in todo))
-        pieces = (images[s : s + PIECE] for s in todo)
+        bar.update(len(images) - sum(min(PIECE, len(images) - s) for s in todo))
+        pieces = (read(s) for s in todo)
         with _backend(backend, jobs) if device is None else nullcontext():
             if device is not None:
                 results = (_maps_on(piece, size, device) for piece in pieces)
@@ -176,7 +185,7 @@ def saliency_maps(images, method="rbd", size=224, jobs=1, progress=True, out=Non
                 if record is not None:
                     maps.flush()
                     with record.open("a") as file:
-                        file.write(f"{start} {_checksum(images[start : start + PIECE])}\n")
+                        file.write(f"{start} {checksums.pop(start)}\n")
                 bar.update(len(piece))
     return maps
 
