@@ -124,6 +124,14 @@ def _pretrain(args):
               f"{args.out}/history.csv")
     return 0
 
+# %% ../nbs/29_cli.ipynb #c6dfc9d7
+def _export(args):
+    from dilo.handover import export_run
+
+    export_run(args.folder, args.out, args.results or ())
+    print(f"{args.out}: encoder.safetensors, settings.json, and README.md, which says what it is and how to load it")
+    return 0
+
 # %% ../nbs/29_cli.ipynb #2fc5e296
 HAND_CRAFTED = ("rbd", "gs", "mr", "mc", "mb", "sr", "ft", "centre", "full_box")
 VIEWS = ("instdisc", "moco_v1", "moco_v2", "simclr", "byol", "lewel", "multi_crop", "scene")
@@ -199,6 +207,12 @@ def _parser():
                    help="processes that decode photos and make their maps, -1: one for each core")
     c.add_argument("--dry-run", action="store_true", help="two steps, and no encoder: does it fit, how fast?")
     c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+
+    c = command("export", _export, "Writes a finished run's encoder for torchvision, timm and the hub, with a model card.",
+                "dilo export runs/dilo-0 --out encoder/ --results results/dilo-0.json")
+    c.add_argument("folder", metavar="RUN", help="run folder as pre-training leaves it")
+    c.add_argument("--out", required=True, metavar="FOLDER", help="folder to write; an earlier export there is replaced")
+    c.add_argument("--results", nargs="+", metavar="FILE", help="the run's results, for the card")
 
     c = command("saliency-score", _saliency_score,
                 "Scores maps against true masks: F, S, E and IoU (1 is best), MAE (0 is best).",

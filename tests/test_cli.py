@@ -53,7 +53,7 @@ def photos(tmp_path_factory, cat):
 def test_installed_command_explains_itself():
     command = Path(sys.executable).with_name("dilo")
     text = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
-    for name in ("saliency", "preview", "saliency-score", "saliency-train"):
+    for name in ("saliency", "preview", "pretrain", "export", "saliency-score", "saliency-train"):
         assert name in text
         assert "example: dilo" in dilo(name, "--help")[0]
 

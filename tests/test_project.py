@@ -38,6 +38,7 @@ ROOMS = [
     "photos",
     "figures",
     "report",
+    "handover",
     "workflow",
     "cli",
 ]
