@@ -67,7 +67,7 @@ from dilo.checkpoints import load_encoder
 features = load_encoder("encoder.safetensors")(images)
 ```"""
     if (width, stem) != (64, "imagenet"):
-        return f"""No other library has this architecture (width {width}, stem {stem}): only the Python package `dilo` loads it.
+        return f"""Only the Python package `dilo` loads it: no other has this architecture (width {width}, stem {stem}).
 `images` are float `(B, 3, H, W)` in [0, 1]; they are normalised inside:
 
 {dilo}"""

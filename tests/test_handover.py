@@ -111,7 +111,7 @@ def test_card(tmp_path, narrow):
         "Epochs: 12.",
         "Loss of the last epoch: 4.2500.",
         "2.10.0",
-        "only the Python package `dilo` loads it",
+        "Only the Python package `dilo` loads it",
         "From `world/dilo-0.json`",
         "From `photos/dilo-0.json`",
         "| `mixed_rand` | 37.5 | 37.5 |",
