@@ -44,7 +44,7 @@ def read_run(run):
     if not weights.is_file():
         raise FileNotFoundError(
             f"{run}: the run is not finished, its encoder.safetensors is not written yet; start it again by the "
-            "command that began it (such as dvc repro), and it goes on from its last checkpoint to the end"
+            "command that began it (dvc repro, dilo pretrain), and it goes on from its last checkpoint to the end"
         )
     encoder, settings = load_encoder(weights), _read_json(run / "settings.json")
     with safe_open(weights, framework="pt") as f:

@@ -262,6 +262,7 @@ class Run:
         maps, size = None, (self.settings.views.size,) * 2
         places = np.array_split(np.arange(len(self.rows)), -(-len(self.rows) // 128))
         mine = range(self.accelerator.process_index, len(places), self.accelerator.num_processes)
+        spare, mine = not mine, mine or [0]  # where there are too few pieces, a process makes one for its form alone
         workers = self.workers()
         read = read_batches(self.images, None, [self.rows[places[n]] for n in mine], workers)
         for number, (_, images, _) in zip(mine, read):
@@ -273,7 +274,7 @@ class Run:
             if maps is None:
                 maps = torch.zeros(len(self.rows), *made.shape[1:], device=x.device)
             maps[torch.from_numpy(places[number]).to(x.device)] = (made.float() * 255).round()
-        self.make.set_maps(self.accelerator.reduce(maps, "sum").byte()[:, None].cpu())
+        self.make.set_maps(self.accelerator.reduce(maps * (not spare), "sum").byte()[:, None].cpu())
 
     def workers(self):
         "How many processes read images for this one."
