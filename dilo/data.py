@@ -25,7 +25,7 @@ import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # %% ../nbs/01_data.ipynb #a375fd59
 # the label is the position; family i is the one that class i prefers
