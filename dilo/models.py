@@ -158,7 +158,7 @@ def gather(x):
 
 
 class _Sum(torch.autograd.Function):
-    "The sum over all processes; so is its gradient."
+    "The sum over all processes, and so is its gradient; torch's own `distributed.nn` is deprecated."
 
     @staticmethod
     def forward(_, x):

@@ -15,7 +15,7 @@ from .config import RECIPES, SettingsError, load_settings, merge, parse_settings
 from .data import open_arrays, pack, write_photos_index
 from .feed import recipe_saliency
 from .saliency_maps import saliency_maps
-from .train import pretrain, view_recipe
+from .train import pretrain
 
 # %% ../nbs/24_photos.ipynb #93c6a129
 def photo_settings(count, recipe, changes=(), file=None):
@@ -49,9 +49,11 @@ def photo_settings(count, recipe, changes=(), file=None):
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         values = merge(values, nested)
+    # what params.yaml says of its own images does not hold for these
+    values = merge(values, dict(data=dict(source="folder", folder=".", masks=None)))
     values["study"] = dict(recipes=[recipe], seeds=[0])
     own = values["recipes"].get(recipe, {})
-    if own.get("probability", 0) > 0 and own.get("saliency") in ("true_mask", "shuffled"):
+    if own.get("saliency") in ("true_mask", "shuffled"):
         raise SettingsError(f"recipes.{recipe}.saliency = {own['saliency']!r} is not for photos without masks")
     if own.get("saliency", "none") != "none":
         values = merge(values, dict(saliency=dict(methods=[own["saliency"]])))
@@ -79,7 +81,7 @@ def pretrain_photos(
         pack(out / "index", out / "arrays", size=size, jobs=jobs, storage=settings.data.storage, progress=progress)
         packed = open_arrays(out / "arrays")
     kind, saliency = settings.recipes[recipe].saliency, None
-    if view_recipe(settings, recipe).paste is not None or kind != "none":
+    if kind != "none":
         (out / "saliency").mkdir(exist_ok=True)
         maps = out / "saliency" / f"{kind}.npy"
         options = dict(jobs=jobs, backend=settings.saliency.backend, progress=progress)

@@ -72,21 +72,7 @@ def view_recipe(settings, recipe):
 
 # %% ../nbs/22_train.ipynb #bf6a50e8
 # their code decides what is learned
-LEARNING_ROOMS = (
-    *(
-        "view_laws",
-        "pixels",
-        "view_kernels",
-        "views",
-        "models",
-        "methods",
-        "lewel",
-        "scene",
-        "optimise",
-        "feed",
-        "train",
-    ),
-)
+LEARNING_ROOMS = "view_laws pixels view_kernels views models methods lewel scene optimise feed train".split()
 
 
 def _checksum(array):
@@ -353,7 +339,8 @@ class Run:
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             if (self.folder / "encoder.safetensors").exists():
-                for name in ("encoder.safetensors", "last.pt", "history.csv"):
+                # the encoder last: as long as it is there the run counts as finished
+                for name in ("last.pt", "previous.pt", "history.csv", "encoder.safetensors"):
                     (self.folder / name).unlink(missing_ok=True)
             write_atomically(self.folder / "settings.json", lambda p: p.write_text(json.dumps(self.made, indent=1)))
         self.accelerator.wait_for_everyone()
