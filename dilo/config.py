@@ -184,8 +184,8 @@ class LEWELM(MocoV2, Aligned):
 class Scene(BYOL):
     "Saliency-guided scene contrast, re-derived from the abstract of Chen et al. (2023), on BYOL."
 
-    source: Literal["activation", "contracam", "centre"] = Field(
-        "activation", description="what the method's own maps are; centre is a control"
+    source: Literal["border", "activation", "contracam", "centre"] = Field(
+        "border", description="what the method's own maps are; centre is a control"
     )
     weights: Literal["saliency", "unit"] = Field("saliency", description="of the pairs in the loss; unit is a control")
     warmup: int = Field(10, ge=0, description="epochs before the first maps")

@@ -145,7 +145,12 @@ CHECKSUMS = {
     "saliency": "the saliency maps",
     "code": "the source files that decide what is learned",
 }
-MEANINGS = {"seed": "of every random number", "processes": "that trained together", "torch": "version that trained"}
+MEANINGS = {
+    "seed": "of every random number",
+    "processes": "that trained together",
+    "torch": "version that trained",
+    "count": "of images",
+}
 
 
 def _meaning(key, method):
@@ -183,8 +188,8 @@ def model_card(encoder, about, settings, loss=None, results=()):
         "## Loading",
         loading(encoder, about["backbone"], about["width"], about["stem"]),
         "## Data",
-        f"It saw views of {size} x {size} px. The run knows its images by checksum (sha256; of an array: its shape and "
-        "at most 1,000 of its rows):",
+        f"It learned from {settings['count']:,} images, in views of {size} x {size} px. The run knows them by checksum "
+        "(sha256; of an array: its shape and at most 1,000 of its rows):",
         "\n".join(sums),
         "## Training",
         f"Epochs: {settings['train.epochs']}. Seed: {settings['seed']}. Version of torch: {settings['torch']}."

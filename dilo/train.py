@@ -89,6 +89,7 @@ def made_by(settings, recipe, seed, images, rows, saliency, processes=1):
     code = "".join((package / f"{room}.py").read_text() for room in LEARNING_ROOMS)
     out |= dict(seed=seed, processes=processes, torch=str(torch.__version__))
     out |= dict(code=hashlib.sha256(code.encode()).hexdigest(), images=_checksum(images), rows=_checksum(rows))
+    out |= dict(count=len(rows))
     return out | dict(saliency=_checksum(saliency) if saliency is not None else "none")
 
 # %% ../nbs/22_train.ipynb #db062f23
