@@ -778,6 +778,12 @@ class Arrays:
         return self.index.label.to_numpy(np.int64)
 
     @property
+    def families(self):
+        "Numbers int64 (N,) of the families of backgrounds, one per row; None where they are not known."
+        known = (self.index.family != "").all()
+        return np.unique(self.index.family, return_inverse=True)[1].astype(np.int64) if known else None
+
+    @property
     def classes(self):
         "Class names; the label is the position."
         labelled = self.index[self.index.label >= 0]

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -58,7 +59,9 @@ def result(path, recipe="dilo", seed=0):
     "A result file with scores of two splits."
     accuracies = dict(original=0.75, mixed_same=0.5, mixed_rand=0.375)
     gap = dict(knn=0.125, linear=0.125)
-    write_result(path, recipe, seed, dict(knn=accuracies, linear=accuracies, bg_gap=gap, chance=0.1, penalty=0.01))
+    right = {name: {split: np.ones(8, bool) for split in accuracies} for name in ("knn", "linear")}
+    numbers = dict(knn=accuracies, linear=accuracies, bg_gap=gap, chance=0.1, penalty=0.01)
+    write_result(path, recipe, seed, numbers | {"right": right})
     return path
 
 

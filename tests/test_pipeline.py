@@ -67,6 +67,7 @@ def test_git_stays_clean_of_artefacts(smoke):
         "results/",
         "results/saliency.json",
         *(f"results/{r}.json" for r in RUNS),
+        *(f"results/right/{r}.json" for r in RUNS),
     }
     assert changed <= tracked, "only settings, lock, import and results may change"
 
