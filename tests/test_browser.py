@@ -1,0 +1,146 @@
+"The notebooks in JupyterLab, in a real browser: run, edited, saved, and what `dvc repro` then does."
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+TOKEN = "token-of-this-test"
+
+
+@pytest.fixture(scope="module")
+def lab(smoke, tmp_path_factory):
+    "The address of a JupyterLab whose root is the clone in which the smoke profile has run."
+    settings = tmp_path_factory.mktemp("settings")
+    tracker = settings / "@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text('{"windowingMode": "none"}')  # else cells out of sight are not in the page
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    options = [f"--port={port}", f"--IdentityProvider.token={TOKEN}", "--no-browser", "--allow-root"]
+    process = subprocess.Popen(
+        ["jupyter", "lab", *options, "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
+        cwd=smoke.folder,
+        env=smoke.env | {"JUPYTERLAB_SETTINGS_DIR": str(settings)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/api", timeout=5)
+            break
+        except OSError:
+            assert process.poll() is None, "JupyterLab ended"
+            time.sleep(0.5)
+    yield address
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    from playwright.sync_api import sync_playwright
+
+    quiet = [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *quiet])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(120_000)
+        yield page
+        browser.close()
+
+
+def open_notebook(page, lab, path):
+    page.goto(f"{lab}/lab/tree/{path}?reset&token={TOKEN}")
+    page.locator(".jp-NotebookPanel:visible .jp-Cell").first.wait_for()
+
+
+def save(page, file):
+    before = file.stat().st_mtime_ns
+    page.keyboard.press("Control+s")
+    for _ in range(120):
+        if file.stat().st_mtime_ns != before:
+            return json.loads(file.read_text())["cells"]
+        time.sleep(0.25)
+    raise AssertionError(f"{file} was not saved")
+
+
+def run_all(page, file):
+    "Runs every cell of the notebook in sight; what is then saved."
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    panel = page.locator(".jp-NotebookPanel:visible")
+    deadline = time.monotonic() + 240
+    while True:
+        prompts = panel.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        if all(text.strip("[]: \n").isdigit() for text in prompts):
+            break
+        failed = panel.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'] pre:has-text('Traceback')")
+        assert failed.count() == 0, failed.first.inner_text()
+        assert time.monotonic() < deadline, prompts
+        time.sleep(0.5)
+    return save(page, file)
+
+
+def errors(cells):
+    return [out["evalue"] for c in cells for out in c.get("outputs", []) if out["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("path", ["nbs/18_scene.ipynb", "nbs/stages/raw.ipynb"])
+def test_notebooks_run_in_jupyterlab(smoke, lab, page, path):
+    open_notebook(page, lab, path)
+    cells = run_all(page, smoke.folder / path)
+    code = [c for c in cells if c["cell_type"] == "code"]
+    assert errors(cells) == [] and all(c["execution_count"] for c in code)
+    assert any(c["outputs"] for c in code)
+    ran = smoke.stages_run("repro")
+    assert set(ran) <= {"export", "source"}, ran  # it ran and was saved, which changes nothing
+
+
+def test_an_edited_cell_reruns_what_depends_on_it(smoke, lab, page):
+    path = "nbs/25_diagnose.ipynb"
+    open_notebook(page, lab, path)
+    cell = page.locator(".jp-NotebookPanel:visible .jp-CodeCell", has_text="def neighbours(").first
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+End")
+    page.keyboard.press("Enter")
+    page.keyboard.type("# edited in the browser")
+    cells = save(page, smoke.folder / path)
+    assert sum("# edited in the browser" in "".join(c["source"]) for c in cells) == 1
+    ran = smoke.stages_run("repro")
+    assert sorted(ran) == ["evaluate@dilo-0", "evaluate@moco-0", "export"], ran
+    assert "# edited in the browser" in (smoke.folder / "dilo/diagnose.py").read_text()
+    smoke.run("git", "checkout", path)
+    assert "export" in smoke.stages_run("repro")
+
+
+def test_the_report_reads_well(smoke, page):
+    "Opens the page from the disk as a reader does: on a desk and on a phone, light and dark."
+    told, asked = [], []
+    page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    file = smoke.folder / "reports/index.html"
+    grounds = set()
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        page.goto(file.as_uri())
+        assert page.locator("h1").count() == 1 and page.locator("table").count() >= 5
+        whole = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
+        assert len(whole) >= 6 and all(whole)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"too wide for {width} px"
+        assert page.evaluate("[...document.images].every(i => i.alt.length > 10)")
+        assert page.evaluate("[...document.querySelectorAll('figure')].every(f => f.querySelector('figcaption'))")
+        grounds.add(page.evaluate("getComputedStyle(document.body).color"))
+    assert told == [] and {url.split(":")[0] for url in asked} <= {"file", "data"}
+    assert len(grounds) == 2 and os.path.getsize(file) < 5_000_000
