@@ -62,6 +62,7 @@ def page(tmp_path_factory):
 def open_notebook(page, lab, path):
     page.goto(f"{lab}/lab/tree/{path}?reset&token={TOKEN}")
     page.locator(".jp-NotebookPanel:visible .jp-Cell").first.wait_for()
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]:visible").wait_for()  # its kernel is there
 
 
 def save(page, file):
