@@ -135,7 +135,8 @@ class _InBlocks(torch.autograd.Function):
     def forward(ctx, query, positive, negatives, temperature, block):
         losses, gradients = [], []
         for part, its_positive in zip(query.split(block), positive.split(block)):
-            with torch.enable_grad():
+            # a backward pass inside of autocast would multiply in bf16
+            with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
                 part = part.detach().requires_grad_()
                 loss = info_nce(part, its_positive, negatives, temperature)[0] * (len(part) / len(query))
                 gradients.append(torch.autograd.grad(loss, part)[0])

@@ -1,8 +1,10 @@
 "The command `dilo` as a user types it: photos of every kind, faults, interruption."
 
 import hashlib
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from skimage import data
+
+from dilo.checkpoints import save_encoder
+from dilo.data import render_world
+from dilo.models import Encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -36,6 +43,38 @@ def digests(folder):
     }
 
 
+def test_evaluate_measures_an_encoder(tmp_path):
+    "On labelled photos with masks, then on the folders of the backgrounds challenge; faults name the file or folder."
+    torch.manual_seed(0)
+    save_encoder(Encoder("resnet18", 8, "small"), tmp_path / "e.safetensors", backbone="resnet18", width=8, stem="small")
+    world = render_world(60, size=32)
+    for number, (image, mask, label) in enumerate(zip(world.images, world.masks, world.labels)):
+        split = "train" if number < 40 else "val"
+        challenge = tmp_path / "challenge" / ("original", "mixed_rand")[number % 2] / "val"
+        pixels = image.transpose(1, 2, 0)
+        for root, picture in (("photos", pixels), ("masks", mask[0])):
+            (tmp_path / root / split / f"c{label}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / root / split / f"c{label}/{number}.png")
+        (challenge / f"c{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(challenge / f"c{label}/{number}.png")
+    command = ["evaluate", "e.safetensors", "photos", "--size", "32", "--k", "5"]
+    said, _ = dilo(*command, "--masks", "masks", "--json", "out.json", cwd=tmp_path)
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert set(told) >= {"knn", "linear", "bg_gap", "localisation"} and "right" not in told
+    assert f"{100 * told['linear']['mixed_rand']:.1f}" in said and "centre map" in said
+    assert "only_fg" not in dilo(*command, cwd=tmp_path)[0]
+    _, error = dilo(*command, "--k", "500", status=2, cwd=tmp_path)
+    assert "k = 500 is not allowed: there are 40" in error
+    (tmp_path / "photos/val/c3/43.png").write_bytes(b"no picture")
+    assert "43.png" in dilo(*command, status=2, cwd=tmp_path)[1]
+    _, error = dilo(*command, "--challenge", "challenge", status=2, cwd=tmp_path)
+    assert "other classes" in error  # each split has the even or the odd ones alone
+    shutil.rmtree(tmp_path / "challenge/mixed_rand")
+    (tmp_path / "map.json").write_text(json.dumps({c: c // 2 if c % 2 == 0 else -1 for c in range(10)}))
+    said, _ = dilo(*command, "--challenge", "challenge", "--class-map", "map.json", cwd=tmp_path)
+    assert "original" in said and "bg_gap" not in said
+
+
 @pytest.fixture(scope="module")
 def cat():
     return Image.fromarray(data.cat()).resize((180, 120))
@@ -53,7 +92,7 @@ def photos(tmp_path_factory, cat):
 def test_installed_command_explains_itself():
     command = Path(sys.executable).with_name("dilo")
     text = subprocess.run([command, "--help"], capture_output=True, text=True, check=True).stdout
-    for name in ("saliency", "preview", "pretrain", "export", "saliency-score", "saliency-train"):
+    for name in ("saliency", "preview", "pretrain", "export", "evaluate", "saliency-score", "saliency-train"):
         assert name in text
         assert "example: dilo" in dilo(name, "--help")[0]
 
@@ -167,6 +206,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (["preview", "photos/a.png", "--size", "0"], "--size is 0"),
         (["preview", "photos/a.png", "--out", "sheet.doc"], "--out is sheet.doc"),
         (["preview", "photos/a.png", "--out", "none/sheet.png"], "none/sheet.png"),
+        (["evaluate", "none.safetensors", "photos"], "none.safetensors: no encoder here"),
+        (["evaluate", "file", "photos"], "file: holds no encoder"),
+        (["evaluate", "file", "photos", "--class-map", "file"], "--class-map is for --challenge"),
+        (["evaluate", "file", "photos", "--challenge", "empty", "--masks", "empty"], "leave one out"),
         (["saliency-score", "photos", "empty"], "empty"),
         (["saliency-train", "photos", "--out", "net.pt"], "ends in .safetensors"),
         (["saliency-train", "photos", "--masks", "empty", "--out", "net.safetensors"], "empty: holds no photos"),
