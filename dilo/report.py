@@ -240,7 +240,7 @@ def study_page(reports, settings, results, scores, *, accuracy, curves, maps, ac
     fails = [
         paragraph(
             "Which images are wrong, and why? For every error of the nearest neighbours on the original images: what do "
-            "its five nearest training images share with it? `nbs/tutorials/01_diagnosis.ipynb` shows them."
+            "its five nearest training images share with it? `nbs/tutorials/05_diagnosis.ipynb` shows them."
         )
     ]
     if (results.classifier == "neighbours").any():
