@@ -43,14 +43,15 @@ def evaluate(
     `localisation` (with both masks), `neighbours_of_errors` (with both families: what the nearest neighbours of wrong
     images share with them); `chance` (the share of the largest class) and `penalty` (the probe's). `right` says of every
     image whether the classifier was: bool `(N,)`, by classifier and split."""
-    train_f = features(encoder, train_images, size, device)
+    train_f, val_f = (features(encoder, images, size, device) for images in (train_images, val_images))
     train_y, val_y = torch.as_tensor(train_labels), torch.as_tensor(val_labels)
     probe = LinearProbe(train_f, train_y, penalties=penalties, holdout=holdout)
     classifiers = {"knn": lambda f: knn(train_f, train_y, f, k=k, temperature=temperature), "linear": probe}
     out, right = {"knn": {}, "linear": {}}, {"knn": {}, "linear": {}}
     for split in BACKGROUND_SPLITS if val_masks is not None else ("original",):
-        images = val_images if split == "original" else background_split(split, val_images, val_masks, val_labels)
-        f = features(encoder, images, size, device)
+        f = val_f
+        if split != "original":
+            f = features(encoder, background_split(split, val_images, val_masks, val_labels), size, device)
         for name, classify in classifiers.items():
             right[name][split] = (classify(f) == val_y).numpy()
             out[name][split] = float(right[name][split].mean())
@@ -60,7 +61,7 @@ def evaluate(
         sides = train_images, train_masks, val_images, val_masks
         out["localisation"] = localisation(encoder, probe, *sides, size, device)
     if train_families is not None and val_families is not None:
-        wrong = knn_errors(train_f, train_y, features(encoder, val_images, size, device), val_y, k=k)
+        wrong = knn_errors(train_f, train_y, val_f, val_y, k=k)
         told = val_families[wrong.rows], train_families, val_labels[wrong.rows], train_labels
         out["neighbours_of_errors"] = shared_background(wrong.nearest, *told) if len(wrong.rows) else {}
     return out | {"right": right} | {"chance": val_y.bincount().max().item() / len(val_y), "penalty": probe.penalty}

@@ -18,13 +18,13 @@ import yaml
 from torchvision.datasets import ImageFolder
 
 from .config import RECIPES, SettingsError, load_settings, merge, parse_settings
-from .checkpoints import load_encoder
+from .checkpoints import OtherRun, differences, load_encoder
 from .data import BACKGROUND_SPLITS, Streamed, open_arrays, pack, write_folder_index, write_photos_index
 from .evaluate import evaluate
 from .feed import recipe_saliency
 from .probes import LinearProbe, features, knn
 from .saliency_maps import saliency_maps
-from .train import pretrain
+from .train import made_by, pretrain
 
 # %% ../nbs/28_photos.ipynb #93c6a129
 def photo_settings(count, recipe, changes=(), file=None):
@@ -69,6 +69,20 @@ def photo_settings(count, recipe, changes=(), file=None):
     return parse_settings(values, name="settings")
 
 # %% ../nbs/28_photos.ipynb #90156fce
+def _finished(out, settings, recipe, seed, packed):
+    "The history of the finished run in `out`; `OtherRun` where other settings or photos are asked for."
+    then = json.loads((out / "settings.json").read_text())
+    now = made_by(settings, recipe, seed, packed.images, packed.learning_rows, None)
+    apart = ("saliency", "code", "torch", "processes")  # maps follow from the photos, and the rest undoes no run
+    if changes := differences(*({k: v for k, v in made.items() if k not in apart} for made in (then, now))):
+        raise OtherRun(
+            f"{out} holds a finished run that was made by something else:\n  "
+            + "\n  ".join(changes)
+            + f"\nGive another folder, or delete {out} to start anew"
+        )
+    return pd.read_csv(out / "history.csv")
+
+
 def pretrain_photos(
     photos, out, recipe="dilo", *, seed=0, changes=(), file=None, jobs=-1, progress=True, dry_run=False
 ):
@@ -76,7 +90,8 @@ def pretrain_photos(
     with the decoded photos under out/arrays and their maps under out/saliency.
 
     recipe: of `RECIPES`, or of the params.yaml `file`; changes: as in `photo_settings`. Called again it goes on where
-    it stopped. Raises ValueError naming photos that cannot be read or settings that cannot be, and what `pretrain` does."""
+    it stopped, and a finished run stays as it is. Raises `OtherRun` listing what differs from the run in `out`,
+    ValueError naming photos that cannot be read or settings that cannot be, and what `pretrain` does."""
     out = Path(out)
     index = write_photos_index(out / "index", photos)
     settings = photo_settings(len(index), recipe, changes, file)
@@ -89,6 +104,8 @@ def pretrain_photos(
     if not same:
         pack(out / "index", out / "arrays", size=size, jobs=jobs, storage=settings.data.storage, progress=progress)
         packed = open_arrays(out / "arrays")
+    if (out / "encoder.safetensors").exists() and not dry_run:
+        return _finished(out, settings, recipe, seed, packed)
     kind, saliency = settings.recipes[recipe].saliency, None
     if kind != "none":
         (out / "saliency").mkdir(exist_ok=True)
@@ -114,15 +131,20 @@ def evaluate_photos(weights, photos, *, masks=None, size=224, k=200, device=None
     layout or None. Raises what `write_folder_index` and `load_encoder` do, and ValueError naming broken photos."""
     encoder = load_encoder(weights)
     with tempfile.TemporaryDirectory() as folder:
-        write_folder_index(folder, photos, masks)
-        pack(folder, folder, size=size, storage="streamed")
-        packed = open_arrays(folder)
-        train, val = packed.rows("train"), packed.rows("val")
-        sides = [part[rows] for rows in (train, val) for part in (packed.images, packed.labels)]
-        options = dict(size=size, k=k, device=device)
+        index = write_folder_index(folder, photos, masks)
+    parts = {split: index[index.split == split] for split in ("train", "val")}
+    _enough(k, len(parts["train"]), photos)
+    sides, options = [], {}
+    for split, part in parts.items():
+        sides += [Streamed("/", part, size), part.label.to_numpy(np.int64)]
         if masks is not None:
-            options |= dict(train_masks=packed.masks[train], val_masks=packed.masks[val])
-        return evaluate(encoder, *sides, **options)
+            options[f"{split}_masks"] = Streamed("/", part, size, masks=True)
+    return evaluate(encoder, *sides, size=size, k=k, device=device, **options)
+
+
+def _enough(k, count, photos):
+    if k > count:
+        raise ValueError(f"k = {k} is not allowed: {photos}/train holds {count} photos; give a smaller k")
 
 
 def class_folders(root, size):
@@ -163,6 +185,7 @@ def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=224, 
                 f"challenge's, 0 to {len(sets['original'][2]) - 1}, or -1"
             )
         to = np.array([told[c] for c in range(len(classes))])
+    _enough(k, len(train_labels), photos)
     train_f, train_y = features(encoder, train_images, size, device), torch.from_numpy(train_labels)
     classifiers = {"knn": lambda f: knn(train_f, train_y, f, k=k), "linear": LinearProbe(train_f, train_y)}
     out = {name: {} for name in classifiers}
