@@ -151,7 +151,7 @@ class _InBlocks(torch.autograd.Function):
 
 def info_nce_in_blocks(query, positive, negatives, temperature, block=128):
     """The loss of `info_nce`, a scalar, for many queries: takes `block` of them at a time, which needs the memory of
-    `block` x K similarities instead of N x K and, on a CPU, less than half the time.
+    `block` x K similarities instead of N x K and, on a CPU, about half the time.
 
     query, positive `(N, dim)`, negatives `(K, dim)`, all on the unit sphere. Only query gets a gradient, as keys in MoCo
     have none."""
