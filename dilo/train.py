@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, notebook_launcher
+from accelerate.state import AcceleratorState
 from accelerate.utils import patch_environment
 from tqdm.auto import tqdm
 
@@ -110,6 +111,7 @@ class Run:
         for name in self.train.trackers:
             if importlib.util.find_spec(name) is None:
                 raise ImportError(f"train.trackers has {name}, and it is not installed: pip install dilo[workflow]")
+        AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
         self.accelerator = Accelerator(
             mixed_precision=machine_precision(self.train.precision),
