@@ -117,8 +117,12 @@ def accuracy_table(results, classifier="linear"):
 
 
 def localisation_table(results):
-    "A row for each recipe and kind of map, and one for each prior; percent, mean ± standard deviation over seeds."
-    summary = summarise(results[results.classifier.str.endswith(" map")])
+    """A row for each recipe and kind of map, and one for each prior; percent, mean ± standard deviation over seeds. Empty
+    where there were no masks."""
+    scored = results[results.classifier.str.endswith(" map")]
+    if not len(scored):
+        return pd.DataFrame()
+    summary = summarise(scored)
     cells = {(r.classifier, r.recipe, r.split): _percent(r.mean, r.sd) for r in summary.itertuples()}
     kinds = dict.fromkeys(summary.classifier)
     priors = [kind for kind in ("centre map", "flat map") if kind in kinds]  # the same whatever the recipe

@@ -64,7 +64,7 @@ def test_evaluate_measures_an_encoder(tmp_path):
     assert f"{100 * told['linear']['mixed_rand']:.1f}" in said and "centre map" in said
     assert "only_fg" not in dilo(*command, cwd=tmp_path)[0]
     _, error = dilo(*command, "--k", "500", status=2, cwd=tmp_path)
-    assert "k = 500 is not allowed: there are 40" in error
+    assert "k = 500 is not allowed: photos/train holds 40 photos" in error
     (tmp_path / "photos/val/c3/43.png").write_bytes(b"no picture")
     assert "43.png" in dilo(*command, status=2, cwd=tmp_path)[1]
     _, error = dilo(*command, "--challenge", "challenge", status=2, cwd=tmp_path)
