@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 
+import pandas as pd
 import pytest
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -147,6 +148,16 @@ def test_the_report_reads_well(smoke, page):
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"too wide for {width} px"
         assert page.evaluate("[...document.images].every(i => i.alt.length > 10)")
         assert page.evaluate("[...document.querySelectorAll('figure')].every(f => f.querySelector('figcaption'))")
+        assert page.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
         grounds.add(page.evaluate("getComputedStyle(document.body).color"))
+    page.keyboard.press("Tab")  # whoever has no mouse: first past the list of sections, then through what can be scrolled
+    assert page.evaluate("document.activeElement.hash") == "#main"
+    regions = page.locator("[role=region]")
+    assert regions.count() >= 8 and all(label for label in regions.evaluate_all("all => all.map(r => r.ariaLabel)"))
+    assert all(index == 0 for index in regions.evaluate_all("all => all.map(r => r.tabIndex)"))
+    with page.expect_download() as download:
+        page.get_by_label("CSV of: Linear probe by split of the backgrounds challenge").click()
+    frame = pd.read_csv(download.value.path())
+    assert set(frame.recipe) == {"moco", "dilo"} and frame.accuracy.between(-1, 1).all() and len(frame) == 18
     assert told == [] and {url.split(":")[0] for url in asked} <= {"file", "data"}
     assert len(grounds) == 2 and os.path.getsize(file) < 5_000_000

@@ -63,6 +63,9 @@ def test_evaluate_measures_an_encoder(tmp_path):
     assert set(told) >= {"knn", "linear", "bg_gap", "localisation"} and "right" not in told
     assert f"{100 * told['linear']['mixed_rand']:.1f}" in said and "centre map" in said
     assert "only_fg" not in dilo(*command, cwd=tmp_path)[0]
+    (tmp_path / "settings.json").write_text('{"views.size": 32}')  # a folder as pre-training leaves it
+    shutil.copy(tmp_path / "e.safetensors", tmp_path / "encoder.safetensors")
+    assert dilo("evaluate", ".", "photos", "--k", "5", cwd=tmp_path)[0] == dilo(*command, cwd=tmp_path)[0]
     _, error = dilo(*command, "--k", "500", status=2, cwd=tmp_path)
     assert "k = 500 is not allowed: photos/train holds 40 photos" in error
     (tmp_path / "photos/val/c3/43.png").write_bytes(b"no picture")
@@ -73,6 +76,22 @@ def test_evaluate_measures_an_encoder(tmp_path):
     (tmp_path / "map.json").write_text(json.dumps({c: c // 2 if c % 2 == 0 else -1 for c in range(10)}))
     said, _ = dilo(*command, "--challenge", "challenge", "--class-map", "map.json", cwd=tmp_path)
     assert "original" in said and "bg_gap" not in said
+    _, error = dilo("evaluate", ".", "photos", "--coco", status=2, cwd=tmp_path)
+    assert "annotations/instances_train2017.json: no such file" in error
+    (tmp_path / "annotations").mkdir()
+    for split, part in (("train2017", range(40)), ("val2017", range(40, 60))):
+        (tmp_path / split).mkdir()
+        for number in part:
+            Image.fromarray(world.images[number].transpose(1, 2, 0)).save(tmp_path / split / f"{number}.png")
+        told = {
+            "images": [{"id": number, "file_name": f"{number}.png"} for number in part],
+            "categories": [{"id": c, "name": f"c{c}"} for c in range(10)],
+            "annotations": [{"image_id": number, "category_id": int(world.labels[number])} for number in part],
+        }
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(told))
+    said, _ = dilo("evaluate", ".", ".", "--coco", "--json", "coco.json", cwd=tmp_path)
+    told = json.loads((tmp_path / "coco.json").read_text())
+    assert said == f"mAP {100 * told['map']:.1f} over 10 classes, by chance {100 * told['chance']:.1f}\n"
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +227,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (["preview", "photos/a.png", "--out", "none/sheet.png"], "none/sheet.png"),
         (["evaluate", "none.safetensors", "photos"], "none.safetensors: no encoder here"),
         (["evaluate", "file", "photos"], "file: holds no encoder"),
+        (["evaluate", "empty", "photos"], "empty/encoder.safetensors: no encoder here"),
+        (["evaluate", "file", "photos", "--coco", "--masks", "empty"], "--coco is for photos with several labels"),
+        (["pretrain", "photos", "--out", "run", "--recipe", "dino"], "recipe 'dino' is not known; allowed: instdisc"),
         (["evaluate", "file", "photos", "--class-map", "file"], "--class-map is for --challenge"),
         (["evaluate", "file", "photos", "--challenge", "empty", "--masks", "empty"], "leave one out"),
         (["saliency-score", "photos", "empty"], "empty"),
