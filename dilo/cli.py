@@ -94,6 +94,8 @@ def _preview(args):
     if args.map is not None and (args.weights is not None or args.method != "rbd"):
         raise ValueError("--map is a map that is there already; --method and --weights make one")
     method = None if args.map is not None and args.others is None else _method(args)
+    if not Path(args.photo).is_file():
+        raise FileNotFoundError(f"{args.photo}: no such file; give a photo")
     page = preview(args.photo, recipe=args.recipe, saliency=args.map, method=method, others=args.others, size=args.size,
                    probability=args.probability, seed=args.seed)
     try:

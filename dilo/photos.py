@@ -227,10 +227,13 @@ def read_coco(folder, split, size):
         paths = [(folder / split / image["file_name"]).resolve() for image in told["images"]]
         present = np.zeros((len(row), len(classes)), bool)
         for one in told["annotations"]:
+            if one["category_id"] not in classes or one["image_id"] not in row:
+                place = f"image {one['image_id']!r}, category {one['category_id']!r}"
+                raise ValueError(f"there is an annotation of {place}, one of which is not listed")
             present[row[one["image_id"]], classes[one["category_id"]]] = True
         names = [c["name"] for c in sorted(told["categories"], key=lambda c: c["id"])]
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{file}: not annotations in COCO's format ({e!r})") from e
+        raise ValueError(f"{file}: not annotations in COCO's format: {e}") from e
     missing = [path for path in paths if not path.is_file()]
     if missing or not paths:
         first = missing[0] if missing else folder / split

@@ -217,7 +217,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (["saliency", "photos", "--out", "maps", "--method", "net", "--weights", "file"], "file: cannot be read"),
         (["saliency", "photos", "--out", "maps", "--method", "activation", "--weights", "file"], "holds no encoder"),
         (["saliency", "photos", "--out", "maps", "--backend", "ray"], "pip install ray"),
-        (["preview", "none.jpg"], "none.jpg"),
+        (["preview", "none.jpg"], "none.jpg: no such file"),
         (["preview", "file"], "file: cannot be read"),
         (["preview", "photos/a.png", "--others", "empty"], "empty: holds no photos"),
         (["preview", "photos/a.png", "--others", "photos"], "photos: holds 1 photos; at least 3 are needed"),
