@@ -104,7 +104,7 @@ def picture(source, name, caption, data=None):
     link = "" if data is None else _csv_link(data, name)
     return (
         f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-        f"<figcaption>{escape(caption)}{link}</figcaption></figure>"
+        f"<figcaption><b>{escape(name)}.</b> {escape(caption)}{link}</figcaption></figure>"
     )
 
 
@@ -116,7 +116,7 @@ def table(frame, name, caption):
         first, *rest = map(escape, row)
         rows += f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>\n"
     return (  # the region can be scrolled by keyboard
-        f'<div class="table"><div class="told">{escape(caption)}{_csv_link(frame, name)}</div>'
+        f'<div class="table"><div class="told"><b>{escape(name)}.</b> {escape(caption)}{_csv_link(frame, name)}</div>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table aria-label="{escape(name)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
     )
@@ -189,25 +189,25 @@ def differences(results, classifier="linear"):
     return table[["recipe", "split", "mean", "half", "seeds"]]
 
 # %% ../nbs/31_report.ipynb #bf603d2f
-def _answer(results, split="mixed_rand"):
-    "Sentences that say what the numbers say."
-    name = {"mixed_rand": "with backgrounds exchanged at random (`mixed_rand`)", "original": "on the original images"}
+def _answer(results):
+    "A sentence for each recipe that says what the numbers say."
+    places = {"original": "on the original images", "mixed_rand": "with backgrounds exchanged at random (`mixed_rand`)"}
     summary = summarise(results[results.classifier == "linear"]).set_index(["recipe", "split"])
     gain = differences(results).set_index(["recipe", "split"])
+    first = results.recipe.iloc[0]
     for recipe in results.recipe.unique():
-        for s in [s for s in ("original", split) if (recipe, s) in summary.index]:
-            sentence = (
-                f"`{recipe}`: the linear probe is right in {100 * summary.loc[(recipe, s), 'mean']:.1f} % {name[s]}"
-            )
-            if (recipe, s) in gain.index:
-                d = gain.loc[(recipe, s)]
-                half = (
-                    ""
-                    if pd.isna(d["half"])
-                    else f" ± {100 * d['half']:.1f} (95 % interval over {d['seeds']:.0f} seeds)"
-                )
-                sentence += f", {100 * d['mean']:+.1f}{half} points against `{results.recipe.iloc[0]}`"
-            yield sentence + "."
+        parts = []
+        for split in [s for s in places if (recipe, s) in summary.index]:
+            parts.append(f"{100 * summary.loc[(recipe, split), 'mean']:.1f} % {places[split]}")
+            if (recipe, split) in gain.index:
+                d = gain.loc[(recipe, split)]
+                half = "" if pd.isna(d["half"]) else f" ± {100 * d['half']:.1f}"
+                parts[-1] += f", {100 * d['mean']:+.1f}{half} points against `{first}`"
+        yield f"`{recipe}`: the linear probe is right in {'; in '.join(parts)}."
+    if results.seed.nunique() > 1:
+        yield f"Behind ±: half of the 95 % t-interval over {results.seed.nunique()} seeds, of differences seed by seed."
+    else:
+        yield "One seed: how far another would be from it is not known; `make repro PROFILE=seeds` runs three."
 
 
 def _ablations(published):
