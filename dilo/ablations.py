@@ -155,8 +155,11 @@ SHOWN = ("linear.original", "linear.mixed_rand", "linear.only_fg", "linear.bg_ga
 
 def read_ablation(folder, ablation):
     """The runs of an `Ablation` as a long table: setting, recipe, seed, measure (of `SHOWN`), value (0 to 1); of what is in
-    folder/<table>.csv."""
-    runs = pd.read_csv(Path(folder) / f"{ablation.table}.csv")
+    folder/<table>.csv; empty where that is not there."""
+    file = Path(folder) / f"{ablation.table}.csv"
+    if not file.is_file():
+        return pd.DataFrame(columns=["setting", "recipe", "seed", "measure", "value"])
+    runs = pd.read_csv(file)
     parts = [runs[runs.recipe == recipe].assign(setting=setting) for setting, recipe, _ in ablation.rows]
     return pd.concat(parts).melt(["setting", "recipe", "seed"], list(SHOWN), var_name="measure")
 

@@ -219,9 +219,8 @@ def _ablations(published):
             "other data, networks and lengths, so compare the order within a column, not across."
         )
     ]
-    present = {name: a for name, a in ABLATIONS.items() if (Path(published) / f"{a.table}.csv").is_file()}
-    world = {name: a for name, a in present.items() if a.table == "ablations"}
-    if world:
+    world = {name: a for name, a in ABLATIONS.items() if a.table == "ablations"}
+    if (Path(published) / "ablations.csv").is_file():
         parts.append(
             picture(
                 ablation_figure(published, world),
@@ -231,7 +230,7 @@ def _ablations(published):
                 pd.concat([read_ablation(published, a).assign(question=a.question) for a in world.values()]),
             )
         )
-    for a in present.values():
+    for a in ABLATIONS.values():
         caption = f"Percent, mean ± standard deviation over seeds. paper: {a.paper}."
         parts += [heading(a.question), table(ablation_table(published, a), a.question, caption)]
     return parts
