@@ -1,17 +1,18 @@
-"""Scores and times of every saliency method on photos with hand-made masks: `python benchmarks/saliency.py [TABLE.csv]`.
+"""Scores and times of every saliency method on photos with hand-made masks:
 
-Looks for the folders saliency_objects and saliency_people (each with images/*.jpg and masks/*.png of the same stem) in
-the folder named by the environment variable DILO_REAL_DATA, by default ../shared/data from the project root.
-Images are used at their stored size, on one core; ms is the median over images of the best of three runs. Peers in the
-same run: scikit-image's SLIC alone (as many superpixels, ten rounds), which any plain script starts with, and OpenCV's
-saliency where opencv-contrib-python-headless is installed. The last lines time all five graph methods together, and a
-64 px image at 224.
+`python benchmarks/saliency.py [FOLDER ...] [--csv TABLE.csv]`, each FOLDER with images/*.jpg and masks/*.png of the same
+stem; by default saliency_objects and saliency_people in the folder named by the environment variable DILO_REAL_DATA, or in
+../shared/data from the project root. Images are used at their stored size, on one core; ms is the median over images of
+the best of three runs. Peers in the same run: scikit-image's SLIC alone (as many superpixels, ten rounds), which any plain
+script starts with, and OpenCV's saliency where opencv-contrib-python-headless is installed. The last lines time all five
+graph methods together, and a 64 px image at 224.
 """
 
 import os
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # read when NumPy is loaded
 
+import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ def pairs(folder):
     "Images uint8 `(H, W, 3)` and masks uint8 `(H, W)` of a folder, in the order of their names."
     files = sorted((folder / "images").glob("*.jpg"))
     if not files:
-        raise SystemExit(f"{folder / 'images'} holds no .jpg files")
+        raise SystemExit(f"{folder / 'images'} holds no .jpg files; give folders with images/*.jpg and masks/*.png")
     images = [np.array(Image.open(file).convert("RGB")) for file in files]
     return images, [np.array(Image.open(folder / "masks" / f"{file.stem}.png").convert("L")) for file in files]
 
@@ -84,19 +85,16 @@ def five(image):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = Path(os.environ.get("DILO_REAL_DATA", ROOT.parent / "shared" / "data"))
-    absent = [str(data / name) for name in FOLDERS if not (data / name).is_dir()]
-    if absent:
-        print(
-            f"Nothing to measure: {' and '.join(absent)} not found. Set DILO_REAL_DATA to the folder that holds "
-            f"{' and '.join(FOLDERS)}."
-        )
-        return
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", type=Path, default=[data / name for name in FOLDERS])
+    parser.add_argument("--csv", metavar="TABLE.csv", help="write the table there")
+    args = parser.parse_args()
     methods = {**METHODS, "rbd, paper": partial(rbd, constants="paper"), **opencv_methods()}
     small, rows = [], []
     print(f"{'':25}{'max F':>7}{'adapt F':>8}{'MAE':>7}{'S':>7}{'E':>7}{'IoU':>7}{'ms':>7}{'SLIC / it':>11}")
-    for name in FOLDERS:
-        images, masks = pairs(data / name)
+    for folder in args.folders:
+        name, (images, masks) = folder.name, pairs(folder)
         small += [np.array(Image.fromarray(image).resize((64, 64))) for image in images[:18]]
         for function in methods.values():
             function(images[0])  # compiles, or loads what was compiled
@@ -111,8 +109,8 @@ def main():
         print(f"  {'all five, shared':23}{timed(five, images)[1]:50.1f}")
     for method in ("rbd", "gs", "mr", "mc", "mb"):
         print(f"64 px at 224: {method:8}{timed(partial(at_size, method), small)[1]:8.1f} ms")
-    if len(sys.argv) > 1:
-        pd.DataFrame(rows).round({"ms": 1, "slic_ms": 1}).round(4).to_csv(sys.argv[1], index=False)
+    if args.csv is not None:
+        pd.DataFrame(rows).round({"ms": 1, "slic_ms": 1}).round(4).to_csv(args.csv, index=False)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def publish(table, rows):
         if changes := differences(*({k: s[k] for k in COMMON} for s in (told[0], own))):
             raise ValueError(
                 f"{table}: {row.recipe}-{row.seed} cannot stand beside {found.recipe[0]}-{found.seed[0]}, they differ in "
-                f"{'; '.join(changes)}. Give another table"
+                f"{'; '.join(changes)}. Run the profile that the table is of, or give another file"
             )
     table.parent.mkdir(parents=True, exist_ok=True)
     found = found.sort_values(["recipe", "seed"], ignore_index=True)

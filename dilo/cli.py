@@ -14,6 +14,19 @@ import sys
 import threading
 from pathlib import Path
 
+# %% ../nbs/34_cli.ipynb #63b85330
+def _folder(path):
+    "The path of a folder, which must be there."
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"{path}: " + ("is a file; give a folder" if Path(path).exists() else "no such folder"))
+    return path
+
+def _into(path):
+    "The path of a file to be written, or None; its folder must be there, before anything is computed for it."
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {Path(path).parent}; make it first")
+    return path
+
 # %% ../nbs/34_cli.ipynb #97b680dd
 def _method(args):
     "The method that --method and --weights ask for."
@@ -45,8 +58,8 @@ def _saliency(args):
     if args.array is not None and args.array < 1:
         raise ValueError(f"--array is {args.array}; allowed is a side of at least 1 pixel")
 
-    table = saliency_folder(args.photos, args.out, _method(args), size=args.size, largest=args.largest, jobs=args.jobs,
-                            backend=args.backend, progress=not args.quiet)
+    table = saliency_folder(_folder(args.photos), args.out, _method(args), size=args.size, largest=args.largest,
+                            jobs=args.jobs, backend=args.backend, progress=not args.quiet)
     if args.array is not None:
         maps_array(args.out, args.array)
     bad = table[table.problem.notna()]
@@ -60,7 +73,8 @@ def _saliency(args):
 def _saliency_score(args):
     from dilo.saliency_scores import score_folder
 
-    result, table = score_folder(args.maps, args.masks)
+    _into(args.csv)
+    result, table = score_folder(_folder(args.maps), _folder(args.masks))
     if args.csv is not None:
         table.to_csv(args.csv)
     if args.json:
@@ -75,6 +89,9 @@ def _saliency_train(args):
     from dilo.saliency_net import train_label_free, train_supervised
 
     options = dict(epochs=args.epochs, seed=args.seed, jobs=args.jobs, progress=not args.quiet)
+    _folder(args.photos)
+    if args.masks is not None:
+        _folder(args.masks)
     if args.masks is None:
         problems = train_label_free(args.photos, args.out, **options)
     else:
@@ -95,7 +112,9 @@ def _preview(args):
         raise ValueError("--map is a map that is there already; --method and --weights make one")
     method = None if args.map is not None and args.others is None else _method(args)
     if not Path(args.photo).is_file():
-        raise FileNotFoundError(f"{args.photo}: no such file; give a photo")
+        what = "is a folder" if Path(args.photo).is_dir() else "no such file"
+        raise FileNotFoundError(f"{args.photo}: {what}; give a photo")
+    _into(args.out)
     page = preview(args.photo, recipe=args.recipe, saliency=args.map, method=method, others=args.others, size=args.size,
                    probability=args.probability, seed=args.seed)
     try:
@@ -114,16 +133,18 @@ def _pretrain(args):
     short = {"train.epochs": args.epochs, "train.batch": args.batch, "views.size": args.size,
              "model.backbone": args.backbone}
     changes = [f"{key}={value}" for key, value in short.items() if value is not None]
+    finished = (Path(args.out) / "encoder.safetensors").exists()
     try:
-        history = pretrain_photos(args.photos, args.out, args.recipe, seed=args.seed, changes=[*changes, *args.set],
+        history = pretrain_photos(_folder(args.photos), args.out, args.recipe, seed=args.seed, changes=[*changes, *args.set],
                                   file=args.settings, jobs=args.jobs, progress=not args.quiet, dry_run=args.dry_run)
     except NonFiniteLoss as error:
         raise ValueError(error) from error
     if args.dry_run:
         print(f"two steps: loss {history.loss[0]:.3f}, {history.images_per_second[0]:.1f} images/s; no encoder was written")
     elif not args.quiet:
-        print(f"{args.out}/encoder.safetensors after {len(history)} epochs, loss {history.loss.iloc[-1]:.3f}; the curves: "
-              f"{args.out}/history.csv")
+        out, was = Path(args.out), " (it was there already)" if finished else ""
+        print(f"{out / 'encoder.safetensors'}{was} after {len(history)} epochs, loss {history.loss.iloc[-1]:.3f}; the "
+              f"curves: {out / 'history.csv'}")
     return 0
 
 # %% ../nbs/34_cli.ipynb #c6dfc9d7
@@ -138,6 +159,8 @@ def _export(args):
 def _evaluate(args):
     from dilo.photos import evaluate_challenge, evaluate_coco, evaluate_photos
 
+    _folder(args.photos)
+    _into(args.json)
     if args.coco:
         if args.masks is not None or args.challenge is not None or args.class_map is not None:
             raise ValueError("--coco is for photos with several labels; --masks, --challenge and --class-map are not")
@@ -298,7 +321,8 @@ def main(argv=None):
     try:
         return args.run(args)
     except (OSError, ValueError, ImportError, FloatingPointError) as error:
-        print(f"dilo: {error}", file=sys.stderr)
+        told = isinstance(error, OSError) and error.filename is not None  # else "[Errno 2] No such file or directory: ..."
+        print(f"dilo: {error.filename}: {error.strerror}" if told else f"dilo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"dilo: {str(stop) or 'interrupted; the same command goes on from here'}", file=sys.stderr)

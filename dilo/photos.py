@@ -133,6 +133,8 @@ def read_encoder(weights, size=None):
     """The `Encoder` of a file, or of the folder of a run or an export, and the side in px at which to show it photos:
     `size`, or else that of the views it learned from, as settings.json beside it says, or else 224."""
     weights = Path(weights)
+    if not weights.exists():
+        raise FileNotFoundError(f"{weights}: no such file or folder; give an encoder.safetensors or its folder")
     weights = weights / "encoder.safetensors" if weights.is_dir() else weights
     encoder, beside = load_encoder(weights), weights.with_name("settings.json")
     if size is None:
@@ -150,7 +152,7 @@ def evaluate_photos(weights, photos, *, masks=None, size=None, k=200, device=Non
     _enough(k, len(parts["train"]), photos)
     sides, options = [], {}
     for split, part in parts.items():
-        sides += [Streamed("/", part, size), part.label.to_numpy(np.int64)]
+        sides += [Streamed("/", part, size), np.array(part.label, np.int64)]
         if masks is not None:
             options[f"{split}_masks"] = Streamed("/", part, size, masks=True)
     return evaluate(encoder, *sides, size=size, k=k, device=device, **options)

@@ -338,6 +338,10 @@ def _grey(path):
                          "it to 0..255 and save it with 8 bits")
     if "A" in image.getbands() or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    if image.mode not in ("1", "L"):
+        levels = np.asarray(image.convert("RGB")).astype(int)
+        if np.ptp(levels, axis=2).max() > 16:  # JPEG may colour grey a little
+            raise ValueError(f"{path} holds colours; a map or mask is grey, white where the foreground is")
     return np.asarray(image.convert("L"))
 
 # %% ../nbs/04_saliency_scores.ipynb #43bdec8c
@@ -362,7 +366,8 @@ def score_folder(maps_folder, masks_folder):
     have no mask, which are left out. `table`: a DataFrame with a row of scores for each image by itself. Files are read
     one pair at a time: any 8-bit image that Pillow reads, masks foreground from 128 on.
     `FileNotFoundError` for a folder that is not there or holds no image and for masks without map; `ValueError` for a
-    file that cannot be read or has more than 8 bits of grey, for sizes that differ and for masks without foreground.
+    file that cannot be read, holds colours or has more than 8 bits of grey, for sizes that differ and for masks without
+    foreground.
     """
     maps, masks = _files(maps_folder, "maps_folder"), _files(masks_folder, "masks_folder")
     missing = [key for key in masks if key not in maps]

@@ -36,13 +36,16 @@ def source_copy(source, target):
 def readme(index, pictures):
     """The Markdown of the notebook `index`, and its pictures as a dictionary from file name to bytes.
 
-    Cells that start with `#| hide` are left out, of those with `#| hide_input` the output is kept. `pictures` is the
-    folder that the Markdown looks for them in."""
+    Cells that start with `#| hide` are left out, of those with `#| hide_input` the output is kept; `#| fig-alt: ...` says
+    what a cell's picture shows. `pictures` is the folder that the Markdown looks for them in."""
     notebook = nbformat.read(index, as_version=4)
     notebook.metadata = {"language_info": {"name": "python"}}
     notebook.cells = [c for c in notebook.cells if not re.match(r"#\|\s*hide\s*$", c.source, re.M)]
-    for cell in notebook.cells:
+    shown = {}
+    for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
+            if alt := re.search(r"^#\|\s*fig-alt: (.+)", cell.source, re.M):
+                shown[number] = alt[1]
             cell.metadata["tags"] = ["hide_input"] if re.match(r"#\|\s*hide_input", cell.source) else []
             cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
     removal = {"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["hide_input"]}}
@@ -50,7 +53,8 @@ def readme(index, pictures):
     found = {}
     for number, (name, content) in enumerate(sorted(resources["outputs"].items())):
         found[f"picture_{number}.png"] = content
-        text = text.replace(f"({name})", f"({pictures}/picture_{number}.png)")
+        alt = shown.get(int(name.split("_")[1]), "png")
+        text = text.replace(f"![png]({name})", f"![{alt}]({pictures}/picture_{number}.png)")
     text = re.sub(r"<style.*?</style>", "", text, flags=re.S)
     text = re.sub(r"^ +$", "", text, flags=re.M)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", found
