@@ -112,6 +112,13 @@ def test_metrics_and_plots(smoke):
     assert "runs/dilo-0/history.csv" in (smoke.folder / "dvc_plots/index.html").read_text()
 
 
+def test_ablations_take_no_run_of_other_settings(smoke):
+    "The published table is of the default profile; runs of this one would make it wrong."
+    said = smoke.run("python", "-m", "dilo.ablations", fails=True)
+    assert "cannot stand beside" in said and "train.epochs: 12 -> 2" in said, said
+    assert smoke.run("git", "status", "--porcelain", "results/ablations.csv") == ""
+
+
 def test_a_killed_run_ends_with_the_same_encoder(smoke):
     def encoder():
         return hashlib.sha256((smoke.folder / "runs/dilo-0/encoder.safetensors").read_bytes()).hexdigest()
