@@ -98,7 +98,7 @@ def test_a_checkpoint_cut_short_costs_an_epoch(photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipe", "dino"], "not a recipe. Allowed here: instdisc"),
+        (["--recipe", "dino"], "is not known; allowed: instdisc"),
         (["--set", "train.lrr=1"], "did you mean lr?"),
         (["--set", "train.trackers=[wandb]"], "tensorboard"),
         (["--batch", 100], "moco_v2.queue = 32 is not allowed: must be larger than train.batch = 100"),
