@@ -40,7 +40,10 @@ def run_row(results, runs, recipe, seed, commit):
     return row | {"commit": commit, "settings": json.dumps(json.loads(settings.read_text()))}
 
 # %% ../nbs/30_ablations.ipynb #0b0c15bd
-COMMON = ("images", "rows", "views.size", "model.backbone", "model.width", "model.stem", "train.epochs", "train.batch")
+COMMON = (
+    *("images", "rows", "views.size", "views.pool", "model.backbone", "model.width", "model.stem"),
+    *("train.epochs", "train.batch", "train.lr", "train.momentum", "train.weight_decay", "train.warmup"),
+)
 
 
 def publish(table, rows):

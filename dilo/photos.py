@@ -137,9 +137,12 @@ def read_encoder(weights, size=None):
         raise FileNotFoundError(f"{weights}: no such file or folder; give an encoder.safetensors or its folder")
     weights = weights / "encoder.safetensors" if weights.is_dir() else weights
     encoder, beside = load_encoder(weights), weights.with_name("settings.json")
-    if size is None:
-        size = json.loads(beside.read_text())["views.size"] if beside.is_file() else 224
-    return encoder, size
+    if size is None and beside.is_file():
+        try:
+            size = json.loads(beside.read_text())["views.size"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{beside}: does not say the size of the encoder's views, views.size; give a size") from e
+    return encoder, 224 if size is None else size
 
 
 def evaluate_photos(weights, photos, *, masks=None, size=None, k=200, device=None):
@@ -224,16 +227,16 @@ def read_coco(folder, split, size):
         raise FileNotFoundError(f"{file}: no such file; it says what is in the photos of {folder / split}")
     try:
         told = json.loads(file.read_text())
-        classes = {c["id"]: column for column, c in enumerate(sorted(told["categories"], key=lambda c: c["id"]))}
+        listed = sorted(told["categories"], key=lambda c: c["id"])
+        classes, names = {c["id"]: column for column, c in enumerate(listed)}, [c["name"] for c in listed]
         row = {image["id"]: number for number, image in enumerate(told["images"])}
         paths = [(folder / split / image["file_name"]).resolve() for image in told["images"]]
-        present = np.zeros((len(row), len(classes)), bool)
+        present = np.zeros((len(paths), len(classes)), bool)
         for one in told["annotations"]:
             if one["category_id"] not in classes or one["image_id"] not in row:
                 place = f"image {one['image_id']!r}, category {one['category_id']!r}"
                 raise ValueError(f"there is an annotation of {place}, one of which is not listed")
             present[row[one["image_id"]], classes[one["category_id"]]] = True
-        names = [c["name"] for c in sorted(told["categories"], key=lambda c: c["id"])]
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{file}: not annotations in COCO's format: {e}") from e
     missing = [path for path in paths if not path.is_file()]
@@ -258,12 +261,11 @@ def evaluate_coco(weights, folder, *, train="train2017", val="val2017", size=Non
         raise ValueError(f"{folder}: {val} has other classes than {train}")
     probe = MultiLabelProbe(features(encoder, train_images, size, device), train_present)
     scores = probe(features(encoder, val_images, size, device)).numpy()
-    there = val_present.any(0)
+    precision = {name: average_precision(s, p) for name, s, p in zip(names, scores.T, val_present.T) if p.any()}
+    chance = val_present.mean(0)[val_present.any(0)].mean()
     return dict(
         map=mean_average_precision(scores, val_present),
-        average_precision={
-            name: average_precision(s, p) for name, s, p, some in zip(names, scores.T, val_present.T, there) if some
-        },
+        average_precision=precision,
         penalty=probe.penalty,
-        chance=float(val_present.mean(0)[there].mean()),
+        chance=float(chance),
     )

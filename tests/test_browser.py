@@ -148,6 +148,7 @@ def test_the_report_reads_well(smoke, page):
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"too wide for {width} px"
         assert page.evaluate("[...document.images].every(i => i.alt.length > 10)")
         assert page.evaluate("[...document.querySelectorAll('figure')].every(f => f.querySelector('figcaption'))")
+        assert page.locator("nav a").count() == page.locator("h2").count() >= 9
         assert page.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
         grounds.add(page.evaluate("getComputedStyle(document.body).color"))
     page.keyboard.press("Tab")  # whoever has no mouse: first past the list of sections, then through what can be scrolled
