@@ -116,7 +116,7 @@ class Model(Section):
 
 Temperature = Annotated[float, Field(gt=0)]
 Dim = Annotated[int, Field(ge=2)]
-Maps = Literal["predicted", "detached", "uniform"]
+Maps = Literal["predicted", "detached", "uniform", "random", "saliency"]
 
 
 class InstDisc(Section):
@@ -167,7 +167,10 @@ class Aligned(Section):
     groups: int = Field(4, ge=1, description="blocks of channels; dim / groups aligned embeddings an image")
     scale: float = Field(1.0, gt=0, description="of the maps: higher is flatter")
     weight: Probability = Field(0.5, description="of the global loss; the aligned one has the rest")
-    maps: Maps = Field("predicted", description="controls: detached, no gradient through the maps; uniform, flat maps")
+    maps: Maps = Field(
+        "predicted",
+        description="controls: detached, no gradient; uniform, flat; random, drawn once; saliency, the recipe's",
+    )
 
 
 class LEWELB(BYOL, Aligned):
@@ -350,6 +353,11 @@ def _contradictions(s, root):
             yield (
                 f"{recipe.method}.groups = {groups} is not allowed: must divide {recipe.method}.dim = {method.dim} and the "
                 f"{channels} channels of the encoder"
+            )
+        if getattr(method, "maps", None) == "saliency" and recipe.saliency == "none":
+            yield (
+                f"recipes.{name}.saliency = 'none' is not allowed with maps = 'saliency': name whose map it is "
+                "(an entry of saliency.methods, true_mask or shuffled)"
             )
         if name not in s.study.recipes:
             continue

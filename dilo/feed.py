@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .data import shuffled
 from .view_laws import CropLaw, SaliencyCropLaw
-from .views import background_pool, crop_saliency, make_views, salient_regions
+from .views import background_pool, crop_saliency, make_views, salient_regions, view_maps
 
 # %% ../nbs/21_feed.ipynb #10fe9c89
 def recipe_saliency(kind, folder, masks=None):
@@ -83,17 +83,18 @@ class ViewMaker:
 
     images: uint8 `(N, 3, H, W)`; saliency: uint8 `(N, 1, H, W)` or None; rows: the numbers of the images to learn from,
     which the backgrounds are taken from; pool: how many; own_maps: whether the method makes the maps that crops and
-    weights go by. Raises ValueError where the recipe needs maps and there are none."""
+    weights go by; looks_by_maps: whether it wants the map as each view sees it. Raises ValueError where the recipe needs
+    maps and there are none."""
 
-    def __init__(self, recipe, images, saliency, rows, pool, device, own_maps=False):
-        self.recipe, self.device, self.own_maps = recipe, device, own_maps
+    def __init__(self, recipe, images, saliency, rows, pool, device, own_maps=False, looks_by_maps=False):
+        self.recipe, self.device, self.own_maps, self.looks_by_maps = recipe, device, own_maps, looks_by_maps
         self.places = np.full(len(images), -1)
         self.places[rows] = np.arange(len(rows))
         self.size = images.shape[2:]
         self.salient = any(isinstance(law.crop, SaliencyCropLaw) for law in recipe.views)
-        if (recipe.paste is not None or (self.salient and not own_maps)) and saliency is None:
-            raise ValueError("pastes or crops what is salient: it needs saliency maps")
-        self.uses_saliency = recipe.paste is not None or (self.salient and not own_maps)
+        self.uses_saliency = recipe.paste is not None or (self.salient and not own_maps) or looks_by_maps
+        if self.uses_saliency and saliency is None:
+            raise ValueError("pastes, crops or looks at what is salient: it needs saliency maps")
         self.pool = self.regions = self.maps = None
         if recipe.paste is not None and recipe.paste.background != "grey":
             self.pool = background_pool(recipe.paste.background, images, saliency, rows, size=pool).to(device)
@@ -125,5 +126,8 @@ class ViewMaker:
         if self.maps is not None:
             own = F.interpolate(self.maps[places].to(self.device).float(), self.size, mode="bilinear")
             views.saliency = crop_saliency(own.round().byte(), views.boxes)
+        if self.looks_by_maps:
+            at = zip(views.boxes, views.flipped, views.images)
+            views.maps = [view_maps(maps, boxes, flipped, image.shape[-1]) for boxes, flipped, image in at]
         views.index = torch.from_numpy(places).to(self.device)
         return views

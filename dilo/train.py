@@ -141,6 +141,7 @@ class Run:
                 settings.views.pool,
                 self.accelerator.device,
                 own_maps,
+                getattr(method, "looks_by_maps", False),
             )
         except ValueError as e:
             raise ValueError(f"recipes.{recipe}: {e}") from e
