@@ -156,29 +156,34 @@ def _export(args):
     return 0
 
 # %% ../nbs/34_cli.ipynb #897a142f
+def _print_localisation(numbers):
+    for kind, scores in numbers.get("localisation", {}).items():
+        print(f"{kind + ' map':22}" + ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items()))
+
 def _evaluate(args):
     from dilo.photos import evaluate_challenge, evaluate_coco, evaluate_photos
 
     _folder(args.photos)
     _into(args.json)
     if args.coco:
-        if args.masks is not None or args.challenge is not None or args.class_map is not None:
-            raise ValueError("--coco is for photos with several labels; --masks, --challenge and --class-map are not")
+        if any(given is not None for given in (args.masks, args.boxes, args.challenge, args.class_map)):
+            raise ValueError("--coco has labels and boxes of its own; leave --masks, --boxes, --challenge, --class-map out")
         found = evaluate_coco(args.weights, args.photos, size=args.size)
         if args.json is not None:
             Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
         classes = len(found["average_precision"])
         print(f"mAP {100 * found['map']:.1f} over {classes} classes, by chance {100 * found['chance']:.1f}")
+        _print_localisation(found)
         return 0
     options = dict(size=args.size, k=args.k)
     if args.challenge is not None:
-        if args.masks is not None:
-            raise ValueError("--masks make splits of the photos' own, and --challenge has them ready; leave one out")
+        if args.masks is not None or args.boxes is not None:
+            raise ValueError("--masks and --boxes are of the photos' val/, and --challenge tests elsewhere; leave one out")
         found = evaluate_challenge(args.weights, args.photos, args.challenge, class_map=args.class_map, **options)
     elif args.class_map is not None:
         raise ValueError("--class-map is for --challenge")
     else:
-        found = evaluate_photos(args.weights, args.photos, masks=args.masks, **options)
+        found = evaluate_photos(args.weights, args.photos, masks=args.masks, boxes=args.boxes, **options)
     numbers = {name: value for name, value in found.items() if name != "right"}
     if args.json is not None:
         Path(args.json).write_text(json.dumps(numbers, indent=1) + "\n")
@@ -187,8 +192,7 @@ def _evaluate(args):
         print(f"{split:15}" + "".join(f"{100 * numbers[name][split]:10.1f}" for name in ("knn", "linear")))
     if "bg_gap" in numbers:
         print(f"{'bg_gap':15}" + "".join(f"{100 * numbers['bg_gap'][name]:10.1f}" for name in ("knn", "linear")))
-    for kind, scores in numbers.get("localisation", {}).items():
-        print(f"{kind + ' map':22}" + ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items()))
+    _print_localisation(numbers)
     return 0
 
 # %% ../nbs/34_cli.ipynb #2fc5e296
@@ -210,7 +214,7 @@ def _parser():
     def command(name, run, help, example):
         one = commands.add_parser(name, help=help, description=help, epilog=f"example: {example}",
                                   formatter_class=_Formatter)
-        one.set_defaults(run=run)
+        one.set_defaults(run=run, complain=one.error)
         return one
 
     c = command("saliency", _saliency, "Writes the saliency map of each photo in a folder as a grey PNG of its size.",
@@ -280,6 +284,8 @@ def _parser():
     c.add_argument("photos", metavar="PHOTOS", help="folder with train/<class>/ and val/<class>/")
     c.add_argument("--coco", action="store_true", help="PHOTOS is COCO: train2017/, val2017/, annotations/; prints mAP")
     c.add_argument("--masks", metavar="MASKS", help="a tree of the same layout: adds the background splits and localisation")
+    c.add_argument("--boxes", metavar="FILE",
+                   help="a CSV file, path, x0, y0, x1, y1 in px of the photo, a line a box: adds localisation")
     c.add_argument("--challenge", metavar="FOLDER",
                    help="the backgrounds challenge (ImageNet-9), <split>/val/<class>/, to test on in place of val/")
     c.add_argument("--class-map", metavar="FILE", help="in_to_in9.json of the challenge, where train/ has other classes")
@@ -315,7 +321,9 @@ def _interrupted(*_):
 
 def main(argv=None):
     "Runs the command of `argv`, by default the process's arguments; the exit status, 0, 1 or 2."
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:  # said by the command itself, with its own usage
+        args.complain(f"unrecognized arguments: {' '.join(unknown)}")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupted)  # `kill` ends a run as Ctrl-C does, and its processes with it
     try:

@@ -30,6 +30,8 @@ def evaluate(
     val_masks=None,
     train_families=None,
     val_families=None,
+    train_boxes=None,
+    val_boxes=None,
     k=200,
     temperature=0.07,
     penalties=(1e-4, 1e-3, 1e-2, 1e-1, 1.0),
@@ -39,10 +41,11 @@ def evaluate(
     """Accuracies of kNN and linear probe on every background split, BG-gap, and where the encoder looks.
 
     Images uint8 `(N, 3, H, W)`, labels int64 `(N,)`, masks uint8 `(N, 1, H, W)` or None, families of backgrounds
-    int64 `(N,)` or None. Returns nested dictionaries of floats in [0, 1]: `knn` and `linear` by split, `bg_gap`,
-    `localisation` (with both masks), `neighbours_of_errors` (with both families: what the nearest neighbours of wrong
-    images share with them); `chance` (the share of the largest class) and `penalty` (the probe's). `right` says of every
-    image whether the classifier was: bool `(N,)`, by classifier and split."""
+    int64 `(N,)` or None; boxes, where there are no masks, in px, lists of N arrays `(M, 4)`, x0, y0, x1, y1. Returns nested
+    dictionaries of floats in [0, 1]: `knn` and `linear` by split, `bg_gap`, `localisation` (with both masks, or boxes),
+    `neighbours_of_errors` (with both families: what the nearest neighbours of wrong images share with them); `chance` (the
+    share of the largest class) and `penalty` (the probe's). `right` says of every image whether the classifier was: bool
+    `(N,)`, by classifier and split."""
     train_f, val_f = (features(encoder, images, size, device) for images in (train_images, val_images))
     train_y, val_y = torch.as_tensor(train_labels), torch.as_tensor(val_labels)
     probe = LinearProbe(train_f, train_y, penalties=penalties, holdout=holdout)
@@ -57,8 +60,9 @@ def evaluate(
             out[name][split] = float(right[name][split].mean())
     if val_masks is not None:
         out["bg_gap"] = {name: out[name]["mixed_same"] - out[name]["mixed_rand"] for name in classifiers}
-    if val_masks is not None and train_masks is not None:
-        sides = train_images, train_masks, val_images, val_masks
+    train_truth, val_truth = (train_masks, val_masks) if val_masks is not None else (train_boxes, val_boxes)
+    if train_truth is not None and val_truth is not None:
+        sides = train_images, train_truth, val_images, val_truth
         out["localisation"] = localisation(encoder, probe, *sides, size, device)
     if train_families is not None and val_families is not None:
         wrong = knn_errors(train_f, train_y, val_f, val_y, k=k)

@@ -232,11 +232,14 @@ def _ablations(published):
     return parts
 
 
-def study_page(reports, settings, results, scores, *, published, histories, accuracy, curves, maps, activation):
+def study_page(
+    reports, settings, results, scores, *, published, histories, accuracy, curves, maps, activation, failures
+):
     """Writes reports/index.html from the tables of `dilo.figures`, the saliency scores, the folder of published tables, and
-    four figures.
+    figures: accuracy, curves; maps and activation, each with its table; failures, a dictionary from a recipe to its
+    `error_gallery` and `error_table`.
 
-    The pictures paste.png and views.png must stand in `reports`; executed notebooks there are linked."""
+    paste.png and views.png, each with a CSV file, must stand in `reports`; executed notebooks there are linked."""
     reports, study, train = Path(reports), settings.study, settings.train
     m, world = settings.model, settings.data.world
     images = (
@@ -261,9 +264,10 @@ def study_page(reports, settings, results, scores, *, published, histories, accu
     method = [
         paragraph("First, find the foreground, without labels: what differs from the border of the picture."),
         picture(
-            maps,
+            maps[0],
             f"Ten images, their {first} maps and, where known, masks",
             f"Above the image, below it its {first} map, and the true mask where it is known: white is foreground.",
+            maps[1],
         ),
     ]
     if scores:
@@ -280,11 +284,13 @@ def study_page(reports, settings, results, scores, *, published, histories, accu
             reports / "paste.png",
             "What pasting does",
             "One option of the paste a row; the object stays, what is behind it goes.",
+            pd.read_csv(reports / "paste.csv"),
         ),
         picture(
             reports / "views.png",
             "Pairs of views, without and with paste",
             "View pairs of MoCo v2, and the same pairs with every view pasted. To find the partner, only the object helps.",
+            pd.read_csv(reports / "views.csv"),
         ),
         paragraph("Then learn by telling images apart, as before; nothing in the loss changes."),
     ]
@@ -320,9 +326,10 @@ def study_page(reports, settings, results, scores, *, published, histories, accu
     ]
     looks = [
         picture(
-            activation,
+            activation[0],
             "Activation maps of each encoder",
             "Encoders of the first seed on held-out images: bright is active. On the object, or on what is behind it?",
+            activation[1],
         )
     ]
     localised = localisation_table(results)
@@ -340,9 +347,23 @@ def study_page(reports, settings, results, scores, *, published, histories, accu
     fails = [
         paragraph(
             "Which images are wrong, and why? For every error of the nearest neighbours on the original images: what do "
-            "its five nearest training images share with it? `nbs/tutorials/05_diagnosis.ipynb` shows them."
+            "its five nearest training images share with it? `nbs/tutorials/05_diagnosis.ipynb` looks at any encoder."
         )
     ]
+    for recipe, (figure, errors) in failures.items():
+        if figure is None:
+            fails.append(paragraph(f"`{recipe}` makes no error here."))
+            continue
+        fails.append(
+            picture(
+                figure,
+                f"Errors of {recipe}",
+                "An error a row: the held-out image and what it was taken for, where the encoder is active, and the five "
+                "nearest training images. Where backgrounds are known, a blue frame says the same kind of background, an "
+                "orange one another. All errors are in the CSV.",
+                errors,
+            )
+        )
     if (results.classifier == "neighbours").any():
         fails.append(
             table(

@@ -124,7 +124,7 @@ def test_an_edited_cell_reruns_what_depends_on_it(smoke, lab, page):
     cells = save(page, smoke.folder / path)
     assert sum("# edited in the browser" in "".join(c["source"]) for c in cells) == 1
     ran = smoke.stages_run("repro")
-    assert sorted(ran) == ["evaluate@dilo-0", "evaluate@moco-0", "export"], ran
+    assert sorted(ran) == ["evaluate@dilo-0", "evaluate@moco-0", "export", "report"], ran
     assert "# edited in the browser" in (smoke.folder / "dilo/diagnose.py").read_text()
     smoke.run("git", "checkout", path)
     assert "export" in smoke.stages_run("repro")
@@ -147,7 +147,9 @@ def test_the_report_reads_well(smoke, page):
         assert len(whole) >= 6 and all(whole)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"too wide for {width} px"
         assert page.evaluate("[...document.images].every(i => i.alt.length > 10)")
-        assert page.evaluate("[...document.querySelectorAll('figure')].every(f => f.querySelector('figcaption'))")
+        assert page.locator("figure").count() >= 8 and page.locator("figure").count() == page.locator("img").count()
+        told_by = "[...document.querySelectorAll('figure')].every(f => f.querySelector('figcaption a[download]'))"
+        assert page.evaluate(told_by)
         assert page.locator("nav a").count() == page.locator("h2").count() >= 9
         assert page.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
         grounds.add(page.evaluate("getComputedStyle(document.body).color"))

@@ -235,7 +235,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (["evaluate", "file", "photos", "--json", "none/out.json"], "none/out.json: there is no folder none"),
         (["evaluate", "file", "photos"], "file: holds no encoder"),
         (["evaluate", "empty", "photos"], "empty/encoder.safetensors: no encoder here"),
-        (["evaluate", "file", "photos", "--coco", "--masks", "empty"], "--coco is for photos with several labels"),
+        (["evaluate", "file", "photos", "--coco", "--masks", "empty"], "--coco has labels and boxes of its own"),
         (["pretrain", "photos", "--out", "run", "--recipe", "dino"], "recipe 'dino' is not known; allowed: instdisc"),
         (["evaluate", "file", "photos", "--class-map", "file"], "--class-map is for --challenge"),
         (["evaluate", "file", "photos", "--challenge", "empty", "--masks", "empty"], "leave one out"),
