@@ -259,7 +259,8 @@ def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=None,
 def read_coco(folder, split, size):
     """Images, decoded as they are needed to uint8 `(N, 3, size, size)` (the middle, the shorter side fits), which classes
     are present, bool `(N, classes)`, their names, and the boxes in each image, a list of N arrays `(M, 4)` as of
-    `square_boxes`, none of crowds; of folder/<split>/ and folder/annotations/instances_<split>.json.
+    `square_boxes`, none of crowds, or None where an annotation has none; of folder/<split>/ and
+    folder/annotations/instances_<split>.json.
 
     Raises FileNotFoundError naming a file that is not there, ValueError for annotations that are none."""
     folder, file = Path(folder), Path(folder) / f"annotations/instances_{split}.json"
@@ -277,10 +278,12 @@ def read_coco(folder, split, size):
                 place = f"image {one['image_id']!r}, category {one['category_id']!r}"
                 raise ValueError(f"there is an annotation of {place}, one of which is not listed")
             present[row[one["image_id"]], classes[one["category_id"]]] = True
-            if not one.get("iscrowd", 0):
+            if "bbox" in one and not one.get("iscrowd", 0):
                 x, y, width, height = one["bbox"]
                 boxes[row[one["image_id"]]].append((x, y, x + width, y + height))
-        boxes = [square_boxes(own, image["width"], image["height"], size) for own, image in zip(boxes, told["images"])]
+        boxed = all("bbox" in one for one in told["annotations"])
+        if boxed:
+            boxes = [square_boxes(own, photo["width"], photo["height"], size) for own, photo in zip(boxes, told["images"])]
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{file}: not annotations in COCO's format: {e}") from e
     missing = [path for path in paths if not path.is_file()]
@@ -289,7 +292,7 @@ def read_coco(folder, split, size):
         raise FileNotFoundError(f"{first}: {len(missing)} of {len(paths)} photos in {file} are not there")
     sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     index = pd.DataFrame(dict(path=list(map(str, paths)), mask="", sha256=sums))
-    return Streamed("/", index, size), present, names, boxes
+    return Streamed("/", index, size), present, names, boxes if boxed else None
 
 
 def evaluate_coco(weights, folder, *, train="train2017", val="val2017", size=None, device=None):
@@ -297,8 +300,8 @@ def evaluate_coco(weights, folder, *, train="train2017", val="val2017", size=Non
     split `train` in a folder in COCO's layout and tested on those of `val`.
 
     Returns `map`, `average_precision` by class (of the classes that are there in `val`), `penalty`, `chance`, the mAP
-    of scores without information: the mean share of photos with a class, and `localisation` against the boxes. Raises
-    what `read_coco` does, and ValueError where the two have other classes."""
+    of scores without information: the mean share of photos with a class, and, where there are boxes, `localisation`
+    against them. Raises what `read_coco` does, and ValueError where the two have other classes."""
     encoder, size = read_encoder(weights, size)
     train_images, train_present, names, train_boxes = read_coco(folder, train, size)
     val_images, val_present, own, val_boxes = read_coco(folder, val, size)
@@ -308,10 +311,9 @@ def evaluate_coco(weights, folder, *, train="train2017", val="val2017", size=Non
     scores = probe(features(encoder, val_images, size, device)).numpy()
     precision = {name: average_precision(s, p) for name, s, p in zip(names, scores.T, val_present.T) if p.any()}
     chance = val_present.mean(0)[val_present.any(0)].mean()
-    return dict(
-        map=mean_average_precision(scores, val_present),
-        average_precision=precision,
-        penalty=probe.penalty,
-        chance=float(chance),
-        localisation=localisation(encoder, None, train_images, train_boxes, val_images, val_boxes, size, device),
-    )
+    out = dict(map=mean_average_precision(scores, val_present), average_precision=precision)
+    out |= dict(penalty=probe.penalty, chance=float(chance))
+    if train_boxes is not None and val_boxes is not None:
+        sides = train_images, train_boxes, val_images, val_boxes
+        out["localisation"] = localisation(encoder, None, *sides, size, device)
+    return out

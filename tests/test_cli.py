@@ -63,6 +63,15 @@ def test_evaluate_measures_an_encoder(tmp_path):
     assert set(told) >= {"knn", "linear", "bg_gap", "localisation"} and "right" not in told
     assert f"{100 * told['linear']['mixed_rand']:.1f}" in said and "centre map" in said
     assert "only_fg" not in dilo(*command, cwd=tmp_path)[0]
+    lines = [
+        f"{'train' if n < 40 else 'val'}/c{label}/{n}.png,{','.join(map(str, box))}"
+        for n, (label, box) in enumerate(zip(world.labels, world.boxes))
+    ]
+    (tmp_path / "boxes.csv").write_text("\n".join(["path,x0,y0,x1,y1", *lines]))
+    said, _ = dilo(*command, "--boxes", "boxes.csv", cwd=tmp_path)
+    assert "only_fg" not in said and "class_activation map" in said and "corloc" in said
+    (tmp_path / "boxes.csv").write_text("path,x0,y0,x1\n")
+    assert "boxes.csv: has no column y1" in dilo(*command, "--boxes", "boxes.csv", status=2, cwd=tmp_path)[1]
     (tmp_path / "settings.json").write_text('{"views.size": 32}')  # a folder as pre-training leaves it
     shutil.copy(tmp_path / "e.safetensors", tmp_path / "encoder.safetensors")
     assert dilo("evaluate", ".", "photos", "--k", "5", cwd=tmp_path)[0] == dilo(*command, cwd=tmp_path)[0]
@@ -236,6 +245,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (["evaluate", "file", "photos"], "file: holds no encoder"),
         (["evaluate", "empty", "photos"], "empty/encoder.safetensors: no encoder here"),
         (["evaluate", "file", "photos", "--coco", "--masks", "empty"], "--coco has labels and boxes of its own"),
+        (["evaluate", "file", "photos", "--masks", "empty", "--boxes", "file"], "leave one of masks and boxes out"),
+        (["saliency", "photos", "--out", "maps", "--methd", "mr"], "usage: dilo saliency [-h]"),
+        (["saliency", "photos", "--out", "maps", "--methd", "mr"], "unrecognized arguments: --methd mr"),
         (["pretrain", "photos", "--out", "run", "--recipe", "dino"], "recipe 'dino' is not known; allowed: instdisc"),
         (["evaluate", "file", "photos", "--class-map", "file"], "--class-map is for --challenge"),
         (["evaluate", "file", "photos", "--challenge", "empty", "--masks", "empty"], "leave one out"),
