@@ -42,7 +42,8 @@ def run_row(results, runs, recipe, seed, commit):
 # %% ../nbs/30_ablations.ipynb #0b0c15bd
 COMMON = (
     *("images", "rows", "views.size", "views.pool", "model.backbone", "model.width", "model.stem"),
-    *("train.epochs", "train.batch", "train.lr", "train.momentum", "train.weight_decay", "train.warmup"),
+    *("train.epochs", "train.batch", "train.accumulate", "train.optimiser", "train.lr", "train.momentum", "train.weight_decay"),
+    *("train.warmup", "train.milestones", "train.batch_norm", "train.precision"),
 )
 
 
