@@ -21,6 +21,8 @@ OPTIONS = {
     "byol": dict(dim=8, hidden=16),
     "lewel_b": dict(dim=8, hidden=16, eman=False),
     "scene": dict(dim=8, hidden=16),
+    "lewel_m, given maps": dict(dim=8, queue=24, maps="saliency"),  # they go where their images are encoded
+    "lewel_b, given maps": dict(dim=8, hidden=16, eman=False, maps="saliency"),
 }
 
 
@@ -48,13 +50,14 @@ def views_of(step, rows):
     index = torch.randperm(20, generator=generator)[:BATCH][rows]
     none = torch.zeros(2, len(index), dtype=torch.bool)
     saliency = torch.rand(2, BATCH, generator=generator)[:, rows]
-    return Views(images, torch.zeros(2, len(index), 4), none, none, index=index, saliency=saliency)
+    maps = [torch.rand(BATCH, 1, 12, 12, generator=generator)[rows] for _ in range(2)]
+    return Views(images, torch.zeros(2, len(index), 4), none, none, index=index, saliency=saliency, maps=maps)
 
 
 def learn(name, rows):
     "Losses, the first gradients and the state after three steps; gradients are averaged over the processes, as DDP does."
     torch.manual_seed(0)
-    method = METHODS[name](SmallEncoder(), **OPTIONS[name])
+    method = METHODS[name.split(",")[0]](SmallEncoder(), **OPTIONS[name])
     if processes() > 1:
         method = synchronise(method, torch.device("cpu"))
     optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
