@@ -13,6 +13,7 @@ SETUP := .venv/.installed
 .PHONY: setup repro test lab export lint
 
 setup: $(SETUP)
+	@echo "Ready: source $(CURDIR)/.venv/bin/activate, then dilo --help; or make repro"
 
 repro: $(SETUP)
 	python -m dilo.config $(PROFILE)

@@ -42,8 +42,8 @@ def run_row(results, runs, recipe, seed, commit):
 # %% ../nbs/30_ablations.ipynb #0b0c15bd
 COMMON = (
     *("images", "rows", "views.size", "views.pool", "model.backbone", "model.width", "model.stem"),
-    *("train.epochs", "train.batch", "train.accumulate", "train.optimiser", "train.lr", "train.momentum", "train.weight_decay"),
-    *("train.warmup", "train.milestones", "train.batch_norm", "train.precision"),
+    *("train.epochs", "train.batch", "train.accumulate", "train.optimiser", "train.lr", "train.momentum"),
+    *("train.weight_decay", "train.warmup", "train.milestones", "train.batch_norm", "train.precision"),
 )
 
 
@@ -179,14 +179,14 @@ def ablation_table(folder, ablation):
     rows = []
     for setting, recipe, published in ablation.rows:
         own = summary[summary.recipe == recipe].set_index("split")
-        row = {"setting": setting, "seeds": str(int(own.seeds.max())) if len(own) else "0"}
+        row = {"setting": setting, "paper": published, "seeds": str(int(own.seeds.max())) if len(own) else "none"}
         for measure in SHOWN:
             cell = "not run"
             if len(own):
                 mean, sd = 100 * own["mean"][measure], 100 * own.sd[measure]
                 cell = f"{mean:.1f}" + (f" ± {sd:.1f}" if own.seeds.max() > 1 else "")
             row[measure.replace(".", ", ")] = cell
-        rows.append(row | {"paper": published})
+        rows.append(row)
     return pd.DataFrame(rows)
 
 # %% ../nbs/30_ablations.ipynb #2380734e

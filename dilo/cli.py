@@ -143,8 +143,9 @@ def _pretrain(args):
         print(f"two steps: loss {history.loss[0]:.3f}, {history.images_per_second[0]:.1f} images/s; no encoder was written")
     elif not args.quiet:
         out, was = Path(args.out), " (it was there already)" if finished else ""
-        print(f"{out / 'encoder.safetensors'}{was} after {len(history)} epochs, loss {history.loss.iloc[-1]:.3f}; the "
-              f"curves: {out / 'history.csv'}")
+        epochs = f"{len(history)} epoch{'s' * (len(history) > 1)}"
+        print(f"{out / 'encoder.safetensors'}{was} after {epochs}, loss {history.loss.iloc[-1]:.3f}; the curves: "
+              f"{out / 'history.csv'}")
     return 0
 
 # %% ../nbs/34_cli.ipynb #c6dfc9d7
@@ -285,7 +286,8 @@ def _parser():
     c.add_argument("--coco", action="store_true", help="PHOTOS is COCO: train2017/, val2017/, annotations/; prints mAP")
     c.add_argument("--masks", metavar="MASKS", help="a tree of the same layout: adds the background splits and localisation")
     c.add_argument("--boxes", metavar="FILE",
-                   help="a CSV file, path, x0, y0, x1, y1 in px of the photo, a line a box: adds localisation")
+                   help="a CSV file of boxes in photos of train/ and val/, path (below PHOTOS), x0, y0, x1, y1 (px of the "
+                        "photo), a line a box: adds localisation")
     c.add_argument("--challenge", metavar="FOLDER",
                    help="the backgrounds challenge (ImageNet-9), <split>/val/<class>/, to test on in place of val/")
     c.add_argument("--class-map", metavar="FILE", help="in_to_in9.json of the challenge, where train/ has other classes")

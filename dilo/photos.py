@@ -34,10 +34,23 @@ def photo_settings(count, recipe, changes=(), file=None):
     """The `Settings` to learn from `count` photos by a recipe: of the params.yaml `file`, or else ours for that number.
 
     changes: texts `key=value` with keys as in params.yaml, `train.epochs=100`. Raises `SettingsError`."""
+    changed = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise SettingsError(
+                f"{change!r} is no change of a setting; allowed: KEY=VALUE, for example train.epochs=100"
+            )
+        nested = yaml.safe_load(value)
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        changed = merge(changed, nested)
     if file is not None:
         values = load_settings(file).model_dump()
     else:
-        batch = min(256, 2 ** int(np.log2(max(8, count // 4))))
+        batch = (changed.get("train") or {}).get("batch")  # rate and queue follow a batch that is asked for
+        if not isinstance(batch, int) or batch < 1:
+            batch = min(256, 2 ** int(np.log2(max(8, count // 4))))
         queue = min(65536, max(2 * batch, 2 ** int(np.log2(max(8, count)))))
         values = dict(
             data=dict(size=160),
@@ -51,16 +64,7 @@ def photo_settings(count, recipe, changes=(), file=None):
             lewel_b=dict(hidden=1024, dim=128, eman=False),
         )
         values |= {name: dict(queue=queue) for name in ("moco_v1", "moco_v2", "lewel_m")}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise SettingsError(
-                f"{change!r} is no change of a setting; allowed: KEY=VALUE, for example train.epochs=100"
-            )
-        nested = yaml.safe_load(value)
-        for part in reversed(key.strip().split(".")):
-            nested = {part: nested}
-        values = merge(values, nested)
+    values = merge(values, changed)
     # what params.yaml says of its own images does not hold for these
     values = merge(values, dict(data=dict(source="folder", folder=".", masks=None)))
     if recipe not in values["recipes"]:
@@ -172,8 +176,11 @@ def _box_table(file, photos, paths, size):
     out = [np.zeros((0, 4))] * len(paths)
     for row, part in told.groupby("row"):
         with Image.open(paths[row]) as photo:
-            sides = photo.size[::-1] if photo.getexif().get(0x0112, 1) >= 5 else photo.size  # on its side
-        out[row] = square_boxes(part[corners], *sides, size)
+            width, height = photo.size[::-1] if photo.getexif().get(0x0112, 1) >= 5 else photo.size  # on its side
+        for line, box in part[corners].iterrows():
+            if box.min() < 0 or box.x1 > width or box.y1 > height:
+                raise ValueError(f"{file}: line {line + 2}: beyond the {width} x {height} px of {part.path[line]}")
+        out[row] = square_boxes(part[corners], width, height, size)
     return out
 
 
@@ -190,6 +197,9 @@ def evaluate_photos(weights, photos, *, masks=None, boxes=None, size=None, k=200
     parts = {split: index[index.split == split] for split in ("train", "val")}
     _enough(k, len(parts["train"]), photos)
     all_boxes = None if boxes is None else _box_table(boxes, photos, list(index.path), size)
+    for split, part in parts.items() if boxes is not None else ():
+        if not any(len(all_boxes[row]) for row in part.index):
+            raise ValueError(f"{boxes}: has no box in a photo of {Path(photos) / split}; both train and val need some")
     sides, options = [], {}
     for split, part in parts.items():
         sides += [Streamed("/", part, size), np.array(part.label, np.int64)]
@@ -202,7 +212,7 @@ def evaluate_photos(weights, photos, *, masks=None, boxes=None, size=None, k=200
 
 def _enough(k, count, photos):
     if k > count:
-        raise ValueError(f"k = {k} is not allowed: {photos}/train holds {count} photos; give a smaller k")
+        raise ValueError(f"k = {k} is not allowed: {Path(photos) / 'train'} holds {count} photos; give a smaller k")
 
 
 def class_folders(root, size):

@@ -9,6 +9,7 @@ __all__ = ['paragraph', 'commands', 'picture', 'table', 'links', 'write_page', '
 # %% ../nbs/31_report.ipynb #0b6a46ad
 import base64
 import io
+import math
 import re
 from html import escape
 from pathlib import Path
@@ -215,8 +216,8 @@ def _ablations(published):
             "column, not across."
         )
     ]
-    world = {name: a for name, a in ABLATIONS.items() if a.table == "ablations"}
-    if (Path(published) / "ablations.csv").is_file():
+    world = {name: a for name, a in ABLATIONS.items() if (Path(published) / f"{a.table}.csv").is_file()}
+    if world:
         parts.append(
             picture(
                 ablation_figure(published, world),
@@ -253,6 +254,8 @@ def study_page(
     told = ({k: v for k, v in settings.recipes[r].model_dump().items() if v != {}} for r in study.recipes)
     recipes = pd.DataFrame([dict(recipe=r) | values for r, values in zip(study.recipes, told)]).fillna("")
     first = settings.saliency.methods[0]
+    queues = {r: getattr(settings.method(r), "queue", None) for r in study.recipes}
+    keys = ", ".join(f"{math.log(q + 1):.1f} for {r}" for r, q in queues.items() if q) or "none here"
     question = [
         paragraph(
             "Contrastive learning asks an encoder to recognise an image in two of its crops. The crops share the "
@@ -261,6 +264,8 @@ def study_page(
         ),
         *map(paragraph, _answer(results)),
     ]
+    if train.epochs < 5:
+        question.append(paragraph(f"{train.epochs} epochs show that everything runs; they say nothing of the methods."))
     method = [
         paragraph("First, find the foreground, without labels: what differs from the border of the picture."),
         picture(
@@ -283,7 +288,8 @@ def study_page(
         picture(
             reports / "paste.png",
             "What pasting does",
-            "One option of the paste a row; the object stays, what is behind it goes.",
+            "One option of the paste a row; the object stays, what is behind it goes. In the last row it is the other way "
+            "round: a negative is another object before the background of the pasted view.",
             pd.read_csv(reports / "paste.csv"),
         ),
         picture(
@@ -305,6 +311,12 @@ def study_page(
     ]
     linear = results[results.classifier == "linear"]
     numbers = [
+        paragraph(
+            "The splits are those of the backgrounds challenge. The object on another background: of its own class "
+            "(`mixed_same`), of a class at random (`mixed_rand`), of the next class (`mixed_next`), or none, black "
+            "(`only_fg`). The background without the object: its shape blacked out (`no_fg`), its box blacked out "
+            "(`only_bg_b`), its box filled with background (`only_bg_t`)."
+        ),
         table(
             accuracy_table(results, "linear"),
             "Linear probe",
@@ -382,8 +394,9 @@ def study_page(
             "dvc exp run -S recipes.dilo.probability=0.5     # with a change",
             "dvc metrics show; dvc plots show                # the results",
             "make repro PROFILE=seeds                        # three seeds; controls: true and shuffled masks",
-            "make repro PROFILE=ablations; python -m dilo.ablations                       # the ablations above",
-            "make repro PROFILE=scene_controls; python -m dilo.ablations ablations_scenes",
+            "make repro PROFILE=ablations                    # the ablations above",
+            "python -m dilo.ablations                        # adds their finished runs to results/ablations.csv",
+            "make repro PROFILE=scene_controls               # after it: python -m dilo.ablations ablations_scenes",
         ),
     ]
     if pages:
@@ -403,9 +416,9 @@ def study_page(
                 picture(
                     curves,
                     "Learning curves",
-                    "One line a run. Healthy: the loss starts near log(K + 1) with a queue of K keys (it may dip and rise "
-                    "while the queue fills) and near 4 where there are no negatives, and then falls; positives become "
-                    "similar, the spread stays away from zero.",
+                    "One line a run. Healthy, over ten epochs or more: the loss starts near log(K + 1) with a queue of K "
+                    f"keys ({keys}; it may dip and rise while the queue fills) and near 4 where there are no negatives, and "
+                    "then falls; positives become similar, the spread stays away from zero.",
                     histories,
                 )
             ],
