@@ -115,6 +115,14 @@ for room in {[r for r in ROOMS if r not in ("figures", "ablations", "report", "w
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_the_package_is_found_beside_a_clone_of_its_name(tmp_path):
+    "A clone named dilo, with the pipeline's folder data in it, is no package: what is installed is."
+    (tmp_path / "dilo/data").mkdir(parents=True)
+    code = "import dilo.data, dilo; print(dilo.data.render_world.__module__, dilo.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and str(tmp_path) not in done.stdout, done.stderr
+
+
 def test_lock_names_no_place():
     lock = (ROOT / "requirements.lock").read_text()
     assert not re.search(r"://|^-", lock, re.M), "the lock must hold names and versions alone"
