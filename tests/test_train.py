@@ -101,7 +101,11 @@ def test_a_checkpoint_cut_short_costs_an_epoch(photos, tmp_path):
         (["--recipe", "dino"], "is not known; allowed: instdisc"),
         (["--set", "train.lrr=1"], "did you mean lr?"),
         (["--set", "train.trackers=[wandb]"], "tensorboard"),
-        (["--batch", 100], "moco_v2.queue = 32 is not allowed: must be larger than train.batch = 100"),
+        (
+            ["--batch", 100, "--set", "moco_v2.queue=32"],
+            "moco_v2.queue = 32 is not allowed: must be larger than train.batch = 100",
+        ),
+        (["--batch", 100], "train.batch = 100 is not allowed: at most the 40 images"),
         (["--recipe", "byol", "--batch", 100], "train.batch = 100 is not allowed: at most the 40 images"),
     ],
 )
