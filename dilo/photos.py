@@ -48,8 +48,9 @@ def photo_settings(count, recipe, changes=(), file=None):
     if file is not None:
         values = load_settings(file).model_dump()
     else:
-        batch = (changed.get("train") or {}).get("batch")  # rate and queue follow a batch that is asked for
-        if not isinstance(batch, int) or batch < 1:
+        asked = changed.get("train")
+        batch = asked.get("batch") if isinstance(asked, dict) else None  # rate and queue follow a batch that is asked for
+        if type(batch) is not int or batch < 1:
             batch = min(256, 2 ** int(np.log2(max(8, count // 4))))
         queue = min(65536, max(2 * batch, 2 ** int(np.log2(max(8, count)))))
         values = dict(
@@ -162,10 +163,14 @@ def square_boxes(boxes, width, height, size):
 
 def _box_table(file, photos, paths, size):
     "For each of `paths`, its boxes in `file` as `square_boxes`; ValueError for a table that is none, FileNotFoundError."
-    told, root = pd.read_csv(file), Path(photos).resolve()
-    corners = ["x0", "y0", "x1", "y1"]
+    try:
+        told = pd.read_csv(file, dtype={"path": str})
+    except ValueError as e:  # of all kinds: empty, not text, lines of different lengths
+        raise ValueError(f"{file}: cannot be read as CSV ({e})") from e
+    root, corners = Path(photos).resolve(), ["x0", "y0", "x1", "y1"]
     if missing := {"path", *corners} - set(told.columns):
         raise ValueError(f"{file}: has no column {', '.join(sorted(missing))}; needed are path, x0, y0, x1, y1")
+    told[corners] = told[corners].apply(pd.to_numeric, errors="coerce")
     wrong = [not np.isfinite(v).all() or v[2] <= v[0] or v[3] <= v[1] for v in told[corners].to_numpy(float)]
     if any(wrong):
         raise ValueError(f"{file}: line {wrong.index(True) + 2}: not a box, x0 < x1 and y0 < y1 in px")
