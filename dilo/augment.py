@@ -67,6 +67,9 @@ def _image_size(inputs, mask, name):
     ]  # as torchvision: the first plain tensor
     if not images:
         raise ValueError(f"{name} needs an image: PIL, tv_tensors.Image or a tensor")
+    plain = isinstance(images[0], torch.Tensor) and not isinstance(images[0], tv_tensors.Video)
+    if plain and images[0].ndim != 3:
+        raise ValueError(f"{name} takes one image (C, H, W) and its mask, not a batch of shape {tuple(images[0].shape)}")
     size = tuple(tvf.get_size(images[0]))
     if size != tuple(mask.shape[2:]):
         raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .data import write_atomically
+from .files import write_atomically
 from .models import Encoder
 
 # %% ../nbs/20_checkpoints.ipynb #5e3e893e
@@ -35,9 +35,13 @@ def load_encoder(path):
         with safe_open(path, framework="pt") as f:
             about, state = json.loads(f.metadata()["dilo"]), {k: f.get_tensor(k) for k in f.keys()}
         encoder = Encoder(about["backbone"], about["width"], about["stem"])
-    except (SafetensorError, TypeError, KeyError) as e:
-        raise ValueError(f"{path}: holds no encoder that `save_encoder` wrote ({e!r})") from e
-    encoder.load_state_dict(state, strict=True)
+        encoder.load_state_dict(state, strict=True)
+    except (SafetensorError, TypeError, KeyError, ValueError, AttributeError, RuntimeError) as e:
+        said = " ".join(str(e).split())
+        said = said if len(said) < 200 else said[:200] + " ..."
+        raise ValueError(f"{path}: holds no encoder that `save_encoder` wrote ({type(e).__name__}: {said})") from e
+    if wrong := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise ValueError(f"{path}: {wrong[0]} holds values that are no numbers (NaN or infinite); pre-train it again")
     return encoder.eval().requires_grad_(False)
 
 # %% ../nbs/20_checkpoints.ipynb #e5adcba8
@@ -51,30 +55,34 @@ def save_checkpoint(folder, state):
 
 
 def load_checkpoint(path):
-    "The dictionary that `save_checkpoint` wrote. Raises RuntimeError naming a file that cannot be read."
+    "The dictionary that `save_checkpoint` wrote. Raises ValueError naming a file that cannot be read."
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise RuntimeError(f"{path}: cannot be read as a checkpoint ({e}); it is cut short or of another kind") from e
+        said = str(e).split("\n")[0]
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({said}); it is cut short or of another kind") from e
+    if not isinstance(state, dict) or not isinstance(state.get("made"), dict) or "epoch" not in state:
+        raise ValueError(f"{path}: cannot be read as a checkpoint (it is another program's)")
+    return state
 
 
 def newest_checkpoint(folder, say=print):
     """The dictionary of the newest checkpoint in the folder that can be read, or None where there is none.
 
-    `say` is told of a broken one that was passed over. Raises RuntimeError naming the files where all are broken."""
+    `say` is told of a broken one that was passed over. Raises ValueError naming the files where all are broken."""
     there = [p for p in (Path(folder) / "last.pt", Path(folder) / "previous.pt") if p.exists()]
     broken = []
     for path in there:
         try:
             state = load_checkpoint(path)
-        except RuntimeError as e:
+        except ValueError as e:
             broken.append(str(e))
             continue
         for problem in broken:
             say(f"{problem}; {path.name}, of epoch {state['epoch']}, is used in its place")
         return state
     if broken:
-        raise RuntimeError("; ".join(broken) + f"; move {folder} away to start this run anew")
+        raise ValueError("; ".join(broken) + f"; move {folder} away to start this run anew")
     return None
 
 # %% ../nbs/20_checkpoints.ipynb #3a0decdd
@@ -93,7 +101,7 @@ def resume(folder, made, say=print):
     finished (its encoder is written) and is therefore wanted anew.
 
     made: what makes this run, a flat dictionary. Raises `OtherRun` listing what differs where the unfinished run in the
-    folder was made by something else, RuntimeError where its checkpoints are broken."""
+    folder was made by something else, ValueError where its checkpoints are broken."""
     folder = Path(folder)
     if (folder / "encoder.safetensors").exists():
         return None

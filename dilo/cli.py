@@ -9,9 +9,12 @@ __all__ = ['HAND_CRAFTED', 'VIEWS', 'main']
 import argparse
 import hashlib
 import json
+import math
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from pathlib import Path
 
 # %% ../nbs/34_cli.ipynb #63b85330
@@ -20,6 +23,41 @@ def _folder(path):
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: " + ("is a file; give a folder" if Path(path).exists() else "no such folder"))
     return path
+
+def _number(kind, low, high=None):
+    "The type of an option: a number from `low` to `high`, both allowed."
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= (math.inf if high is None else high):
+            what, top = "a whole number" if kind is int else "a number", "" if high is None else f" to {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not allowed; allowed is {what} from {low}{top}")
+        return value
+    return parse
+
+def _is_json(file):
+    "Whether a file holds the numbers of an earlier `dilo evaluate`."
+    try:
+        return json.loads(Path(file).read_text()).get("written_by") == "dilo evaluate"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+def _is_scores(file):
+    "Whether a file holds the scores of an earlier `dilo saliency-score`."
+    with open(file, errors="replace") as f:
+        return f.readline().startswith("image,max_f,")
+
+def _is_sheet(file):
+    "Whether a file is a sheet of an earlier `dilo preview`."
+    from PIL import Image
+
+    try:
+        with Image.open(file) as sheet:
+            return "dilo preview" in (sheet.info.get("Software"), str(sheet.info.get("comment", b""), "utf-8", "replace"))
+    except (OSError, ValueError):
+        return False
 
 def _into(path):
     "The path of a file to be written, or None; its folder must be there, before anything is computed for it."
@@ -53,30 +91,33 @@ def _method(args):
 
 # %% ../nbs/34_cli.ipynb #22248674
 def _saliency(args):
+    from dilo.pictures import list_photos
     from dilo.saliency_maps import maps_array, saliency_folder
 
-    if args.array is not None and args.array < 1:
-        raise ValueError(f"--array is {args.array}; allowed is a side of at least 1 pixel")
-
     table = saliency_folder(_folder(args.photos), args.out, _method(args), size=args.size, largest=args.largest,
-                            jobs=args.jobs, backend=args.backend, progress=not args.quiet)
+                            jobs=args.jobs, backend=args.backend, progress=not args.quiet,
+                            megapixels=args.max_megapixels)
     if args.array is not None:
         maps_array(args.out, args.array)
     bad = table[table.problem.notna()]
     if not args.quiet:
         print(f"{len(table) - len(bad)} maps in {args.out}, listed in {Path(args.out) / 'index.csv'}")
+        if left_out := list_photos(args.photos, [args.out]).left_out():
+            print(f"left out in {args.photos}: {left_out}")
     for photo, problem in zip(bad.photo, bad.problem):
         print(f"{photo}: {problem}", file=sys.stderr)
     return 1 if len(bad) else 0
 
 # %% ../nbs/34_cli.ipynb #690e8e1f
 def _saliency_score(args):
+    from dilo.files import check_outputs, write_atomically
     from dilo.saliency_scores import score_folder
 
-    _into(args.csv)
-    result, table = score_folder(_folder(args.maps), _folder(args.masks))
+    if _into(args.csv) is not None:
+        check_outputs({args.csv: _is_scores}, [args.maps, args.masks])
+    result, table = score_folder(_folder(args.maps), _folder(args.masks), args.mask_class)
     if args.csv is not None:
-        table.to_csv(args.csv)
+        write_atomically(args.csv, lambda part: table.to_csv(part))
     if args.json:
         print(json.dumps(result))
     else:
@@ -95,7 +136,7 @@ def _saliency_train(args):
     if args.masks is None:
         problems = train_label_free(args.photos, args.out, **options)
     else:
-        problems = train_supervised(args.photos, args.masks, args.out, **options)
+        problems = train_supervised(args.photos, args.masks, args.out, mask_class=args.mask_class, **options)
     for problem in problems:
         print(problem, file=sys.stderr)
     if not args.quiet:
@@ -104,10 +145,11 @@ def _saliency_train(args):
 
 # %% ../nbs/34_cli.ipynb #c11f0e01
 def _preview(args):
+    from PIL import PngImagePlugin
+
+    from dilo.files import check_outputs, write_atomically
     from dilo.preview import preview
 
-    if args.size < 8:
-        raise ValueError(f"--size is {args.size}; allowed is a side of at least 8 pixels")
     if args.map is not None and (args.weights is not None or args.method != "rbd"):
         raise ValueError("--map is a map that is there already; --method and --weights make one")
     method = None if args.map is not None and args.others is None else _method(args)
@@ -115,12 +157,16 @@ def _preview(args):
         what = "is a folder" if Path(args.photo).is_dir() else "no such file"
         raise FileNotFoundError(f"{args.photo}: {what}; give a photo")
     _into(args.out)
+    check_outputs({args.out: _is_sheet}, [args.photo, args.map, args.others, args.weights])
+    if Path(args.out).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--out is {args.out}; allowed is a file that ends in .png or .jpg")
     page = preview(args.photo, recipe=args.recipe, saliency=args.map, method=method, others=args.others, size=args.size,
-                   probability=args.probability, seed=args.seed)
-    try:
-        page.save(args.out)
-    except ValueError:
-        raise ValueError(f"--out is {args.out}; allowed is a file that ends in .png or .jpg") from None
+                   probability=args.probability, seed=args.seed, mask_class=args.mask_class)
+    png = Path(args.out).suffix.lower() == ".png"
+    signed = PngImagePlugin.PngInfo()
+    signed.add_text("Software", "dilo preview")  # so that no command takes it for a photo
+    save = dict(format="PNG", pnginfo=signed) if png else dict(format="JPEG", comment="dilo preview")
+    write_atomically(args.out, lambda part: page.save(part, **save))
     if not args.quiet:
         print(f"{args.out}: {page.width} x {page.height} px")
     return 0
@@ -159,19 +205,26 @@ def _export(args):
 # %% ../nbs/34_cli.ipynb #897a142f
 def _print_localisation(numbers):
     for kind, scores in numbers.get("localisation", {}).items():
-        print(f"{kind + ' map':22}" + ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items()))
+        print(f"{kind + ' map':22}" + ", ".join(
+            f"{name} none, its maps are black" if value is None or math.isnan(value) else f"{name} {100 * value:.1f}"
+            for name, value in scores.items()))
 
 def _evaluate(args):
     from dilo.photos import evaluate_challenge, evaluate_coco, evaluate_photos
 
+    from dilo.files import check_outputs, write_json
+
     _folder(args.photos)
-    _into(args.json)
+    if _into(args.json) is not None:
+        given = args.weights, args.photos, args.masks, args.boxes, args.challenge, args.class_map
+        check_outputs({args.json: _is_json}, given)
+    made = {"written_by": "dilo evaluate"}
     if args.coco:
         if any(given is not None for given in (args.masks, args.boxes, args.challenge, args.class_map)):
             raise ValueError("--coco has labels and boxes of its own; leave --masks, --boxes, --challenge, --class-map out")
         found = evaluate_coco(args.weights, args.photos, size=args.size)
         if args.json is not None:
-            Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+            write_json(args.json, found | made)
         classes = len(found["average_precision"])
         print(f"mAP {100 * found['map']:.1f} over {classes} classes, by chance {100 * found['chance']:.1f}")
         _print_localisation(found)
@@ -184,10 +237,15 @@ def _evaluate(args):
     elif args.class_map is not None:
         raise ValueError("--class-map is for --challenge")
     else:
-        found = evaluate_photos(args.weights, args.photos, masks=args.masks, boxes=args.boxes, **options)
+        found = evaluate_photos(args.weights, args.photos, masks=args.masks, boxes=args.boxes,
+                                mask_class=args.mask_class, **options)
     numbers = {name: value for name, value in found.items() if name != "right"}
     if args.json is not None:
-        Path(args.json).write_text(json.dumps(numbers, indent=1) + "\n")
+        write_json(args.json, numbers | made)
+    if "k" in numbers:
+        print(f"{numbers['k']} neighbours vote")
+    if copies := numbers.get("val_also_in_train"):
+        print(f"{copies} photos of val are in train, too: the numbers are too high")
     print(f"{'percent right':15}" + "".join(f"{name:>10}" for name in ("knn", "linear")))
     for split in numbers["linear"]:
         print(f"{split:15}" + "".join(f"{100 * numbers[name][split]:10.1f}" for name in ("knn", "linear")))
@@ -228,11 +286,15 @@ def _parser():
                         "full_box: controls; net: a network of saliency-train; activation: where a pre-trained encoder is "
                         "active; rembg: a network that others trained (an extra: the package rembg)")
     c.add_argument("--weights", metavar="FILE", help="the network of --method net, or the encoder of --method activation")
-    c.add_argument("--size", type=int, default=224, help="the method sees smaller photos enlarged to this longest side, px")
-    c.add_argument("--largest", type=int, default=400, help="the method sees larger photos reduced to this longest side, px")
+    c.add_argument("--size", type=_number(int, 1), default=224,
+                   help="the method sees smaller photos enlarged to this longest side, px")
+    c.add_argument("--largest", type=_number(int, 1), default=400,
+                   help="the method sees larger photos reduced to this longest side, px")
     c.add_argument("--jobs", type=int, default=-1, help="processes, -1: one for each core")
+    c.add_argument("--max-megapixels", type=_number(int, 1), default=512, help="larger photos are named and left out")
     c.add_argument("--backend", choices=("loky", "threading", "dask", "ray"), default="loky", help="where joblib runs them")
-    c.add_argument("--array", type=int, metavar="SIDE", help="also write all maps, SIDE x SIDE px, as one array: maps.npy")
+    c.add_argument("--array", type=_number(int, 1), metavar="SIDE",
+                   help="also write all maps, SIDE x SIDE px, as one array: maps.npy")
     c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
     c = command("preview", _preview, "Shows a photo as an encoder would see it: its map, every option of the paste, views.",
@@ -244,10 +306,13 @@ def _parser():
     c.add_argument("--method", choices=(*HAND_CRAFTED, "net", "activation", "rembg"), default="rbd",
                    help="as in dilo saliency")
     c.add_argument("--weights", metavar="FILE", help="as in dilo saliency")
+    c.add_argument("--mask-class", type=_number(int, 0, 65535), metavar="N",
+                   help="the class that is the foreground, where masks are pictures of class numbers")
     c.add_argument("--others", metavar="PHOTOS", help="folder of photos to paste onto: textures, backgrounds and objects")
-    c.add_argument("--size", type=int, default=128, help="side of the views, px")
-    c.add_argument("--probability", type=float, default=0.5, help="that a view is pasted; DiLo trains with 0.3")
-    c.add_argument("--seed", type=int, default=0, help="of the views")
+    c.add_argument("--size", type=_number(int, 8), default=128, help="side of the views, px")
+    c.add_argument("--probability", type=_number(float, 0, 1), default=0.5,
+                   help="that a view is pasted; DiLo trains with 0.3")
+    c.add_argument("--seed", type=_number(int, 0, 2**63 - 1), default=0, help="of the views")
     c.add_argument("--quiet", action="store_true", help="no summary")
 
     c = command("pretrain", _pretrain,
@@ -259,10 +324,11 @@ def _parser():
     c.add_argument("--recipe", default="dilo",
                    help="moco, instdisc, moco_v1, simclr, byol, lewel_b, lewel_m or scene; with DiLo's paste dilo, "
                         "instdisc_dilo, moco_v1_dilo ...; with --settings, a recipe of that file")
-    c.add_argument("--seed", type=int, default=0, help="of weights, views and the order of photos")
-    c.add_argument("--epochs", type=int, help="times it sees each photo; without --settings 200")
-    c.add_argument("--batch", type=int, help="photos a step; without --settings a quarter of the photos, at most 256")
-    c.add_argument("--size", type=int, help="side of the views, px; without --settings 128")
+    c.add_argument("--seed", type=_number(int, 0, 2**63 - 1), default=0, help="of weights, views and the order of photos")
+    c.add_argument("--epochs", type=_number(int, 1), help="times it sees each photo; without --settings 200")
+    c.add_argument("--batch", type=_number(int, 2),
+                   help="photos a step; without --settings a quarter of the photos, at most 256")
+    c.add_argument("--size", type=_number(int, 1), help="side of the views, px; without --settings 128")
     c.add_argument("--backbone", choices=("resnet18", "resnet34", "resnet50"), help="without --settings resnet18")
     c.add_argument("--settings", metavar="FILE", help="a params.yaml, for everything else")
     c.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
@@ -285,16 +351,19 @@ def _parser():
     c.add_argument("photos", metavar="PHOTOS", help="folder with train/<class>/ and val/<class>/")
     c.add_argument("--coco", action="store_true", help="PHOTOS is COCO: train2017/, val2017/, annotations/; prints mAP")
     c.add_argument("--masks", metavar="MASKS", help="a tree of the same layout: adds the background splits and localisation")
+    c.add_argument("--mask-class", type=_number(int, 0, 65535), metavar="N",
+                   help="the class that is the foreground, where masks are pictures of class numbers")
     c.add_argument("--boxes", metavar="FILE",
                    help="a CSV file of boxes in photos of train/ and val/, path (below PHOTOS), x0, y0, x1, y1 (px of the "
                         "photo), a line a box: adds localisation")
     c.add_argument("--challenge", metavar="FOLDER",
                    help="the backgrounds challenge (ImageNet-9), <split>/val/<class>/, to test on in place of val/")
     c.add_argument("--class-map", metavar="FILE", help="in_to_in9.json of the challenge, where train/ has other classes")
-    c.add_argument("--size", type=int,
+    c.add_argument("--size", type=_number(int, 1),
                    help="side at which the encoder sees photos, px; without it that of its views, from the settings.json "
                         "beside it, or else 224")
-    c.add_argument("--k", type=int, default=200, help="neighbours that vote")
+    c.add_argument("--k", type=_number(int, 1),
+                   help="neighbours that vote; without it 200, no more than a class has photos in train/")
     c.add_argument("--json", metavar="FILE", help="write all numbers there")
 
     c = command("saliency-score", _saliency_score,
@@ -302,6 +371,8 @@ def _parser():
                 "dilo saliency-score maps/ masks/ --csv scores.csv")
     c.add_argument("maps", metavar="MAPS", help="folder of maps")
     c.add_argument("masks", metavar="MASKS", help="folder of masks with the same names, whatever the endings")
+    c.add_argument("--mask-class", type=_number(int, 0, 65535), metavar="N",
+                   help="the class that is the foreground, where masks are pictures of class numbers")
     c.add_argument("--csv", metavar="FILE", help="write the scores of each image there")
     c.add_argument("--json", action="store_true", help="print one line of JSON")
 
@@ -310,9 +381,11 @@ def _parser():
     c.add_argument("photos", metavar="PHOTOS", help="folder of photos to learn from")
     c.add_argument("--out", required=True, metavar="FILE", help="the network, .safetensors; its checkpoint stands beside it")
     c.add_argument("--masks", metavar="MASKS", help="folder of masks with the same names, for example DUTS-TR/DUTS-TR-Mask")
-    c.add_argument("--epochs", type=int, default=12,
+    c.add_argument("--mask-class", type=_number(int, 0, 65535), metavar="N",
+                   help="the class that is the foreground, where masks are pictures of class numbers")
+    c.add_argument("--epochs", type=_number(int, 1), default=12,
                    help="times it sees each photo; without masks, a third of them refines the teachers' maps")
-    c.add_argument("--seed", type=int, default=0, help="of the weights and the order of the photos")
+    c.add_argument("--seed", type=_number(int, 0, 2**63 - 1), default=0, help="of the weights and the order of the photos")
     c.add_argument("--jobs", type=int, default=-1, help="processes that make the teachers' maps, -1: one for each core")
     c.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -333,6 +406,12 @@ def main(argv=None):
     except (OSError, ValueError, ImportError, FloatingPointError) as error:
         told = isinstance(error, OSError) and error.filename is not None  # else "[Errno 2] No such file or directory: ..."
         print(f"dilo: {error.filename}: {error.strerror}" if told else f"dilo: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:  # nobody foresaw it
+        with tempfile.NamedTemporaryFile("w", prefix="dilo-", suffix=".txt", delete=False) as file:
+            file.write(traceback.format_exc())
+        said = str(error).split("\n")[0] or type(error).__name__
+        print(f"dilo: {said} (an error that dilo did not foresee; where it arose stands in {file.name})", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"dilo: {str(stop) or 'interrupted; the same command goes on from here'}", file=sys.stderr)

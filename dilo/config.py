@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Probability', 'Name', 'Map', 'Temperature', 'Dim', 'Maps', 'RECIPES', 'Section', 'World', 'Data', 'Saliency',
            'Recipe', 'Views', 'Model', 'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM',
-           'Scene', 'Train', 'Knn', 'Linear', 'Evaluate', 'Study', 'Settings', 'SettingsError', 'parse_settings',
-           'merge', 'load_settings', 'project_root', 'write_profile', 'write_outcomes', 'main']
+           'Scene', 'Train', 'Knn', 'Linear', 'Evaluate', 'Study', 'Settings', 'SettingsError', 'shown',
+           'parse_settings', 'merge', 'parse_changes', 'load_settings', 'project_root', 'write_profile',
+           'write_outcomes', 'main']
 
 # %% ../nbs/00_config.ipynb #c9a9b2b1
 import argparse
@@ -17,14 +18,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 # %% ../nbs/00_config.ipynb #4f6d2032
 class Section(BaseModel):
     "A part of params.yaml: values of the exact type, no unknown keys, unchangeable once read."
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -302,6 +304,12 @@ class SettingsError(ValueError):
     "params.yaml asks for something that cannot be; the message names the key, the value and what is allowed."
 
 
+def shown(value):
+    "A value as it is told in a message: cut off after 60 characters."
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
 def _section_at(loc):
     "The section class that holds the key at `loc`."
     at = Settings
@@ -322,10 +330,10 @@ def _explain(error, section=None):
         allowed = list((section or _section_at(loc[:-1])).model_fields)
         near = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{key} = {error['input']!r} is not a setting{hint} Allowed here: {', '.join(allowed)}"
+        return f"{key} = {shown(error['input'])} is not a setting{hint} Allowed here: {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"{key} is missing"
-    return f"{key} = {error['input']!r} is not allowed: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{key} = {shown(error['input'])} is not allowed: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 # %% ../nbs/00_config.ipynb #8f22940d
 def _contradictions(s, root):
@@ -450,6 +458,8 @@ for _name, _views in _VIEWS.items():
 # %% ../nbs/00_config.ipynb #684404fd
 def merge(values, changes):
     "A copy of the nested dictionary `values` in which `changes` replace single leaves."
+    if not isinstance(values, dict) or not isinstance(changes, dict):
+        return changes
     out = dict(values)
     for key, change in changes.items():
         nested = isinstance(change, dict) and isinstance(values.get(key), dict)
@@ -457,14 +467,41 @@ def merge(values, changes):
     return out
 
 # %% ../nbs/00_config.ipynb #dc3159df
+def _from_yaml(text, name):
+    "The value in a text of YAML 1.2, as DVC reads it: 1e-05 is a number, on is none. `SettingsError` naming `name`."
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError, TypeError) as e:
+        said = " ".join(str(e).split()) or type(e).__name__
+        raise SettingsError(f"{name}: not valid YAML: {said[:200]}") from e
+
+
+def parse_changes(changes):
+    "The nested dictionary of texts `key=value`, with keys as in params.yaml: `train.epochs=100`. Raises `SettingsError`."
+    out = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise SettingsError(
+                f"{shown(change)} is no change of a setting; allowed: KEY=VALUE, for example train.epochs=100"
+            )
+        nested = _from_yaml(value, shown(change))
+        for part in reversed(parts):
+            nested = {part: nested}
+        out = merge(out, nested)
+    return out
+
+
 def _read_yaml(path):
     path = Path(path)
     if not path.is_file():
         raise SettingsError(f"{path}: there is no such file; settings are read from the project's params.yaml")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as e:
-        raise SettingsError(f"{path}: not valid YAML: {e}") from e
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise SettingsError(f"{path}: is no text in UTF-8 ({e})") from e
+    values = _from_yaml(text, path)
     if not isinstance(values, dict):
         raise SettingsError(f"{path}: holds no sections")
     return values
@@ -473,8 +510,12 @@ def _read_yaml(path):
 def _profile(values, profile, name):
     "The changes that `profile` makes."
     profiles = values.get("profiles") or {}
+    if not isinstance(profiles, dict):
+        raise SettingsError(f"{name}: profiles = {shown(profiles)} is not allowed: must be sections by name")
     if profile not in profiles:
         raise SettingsError(f"{name}: no profile {profile!r}. Allowed here: {', '.join(['default', *profiles])}")
+    if not isinstance(profiles[profile], dict):
+        raise SettingsError(f"{name}: profiles.{profile} = {shown(profiles[profile])} is not allowed: must hold sections")
     return profiles[profile]
 
 
@@ -500,8 +541,6 @@ def project_root(start="."):
 # %% ../nbs/00_config.ipynb #fb39ccbb
 def write_profile(path, profile):
     "Writes the changes of `profile` into the params.yaml at `path`; its comments stay. Raises `SettingsError`."
-    from ruamel.yaml import YAML  # part of the workflow extra
-
     load_settings(path, profile)
     round_trip = YAML()
     round_trip.width, round_trip.preserve_quotes = 120, True

@@ -6,30 +6,19 @@
 __all__ = ['MARK', 'CHECKSUMS', 'MEANINGS', 'read_run', 'loading', 'scores', 'model_card', 'export_run']
 
 # %% ../nbs/32_handover.ipynb #b5575c53
+import io
 import json
 from pathlib import Path
 
-import pandas as pd
-import yaml
+from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from . import __version__
 from .checkpoints import differences, load_encoder
 from .config import Recipe, Settings
-from .data import write_atomically
+from .files import check_outputs, read_json, read_table, write_atomically
 
 # %% ../nbs/32_handover.ipynb #d0dbd7d7
-def _read_json(path):
-    "The dictionary in a JSON file. ValueError naming a file that holds none."
-    try:
-        content = json.loads(Path(path).read_text())
-    except ValueError as e:
-        raise ValueError(f"{path}: cannot be read as JSON ({e})") from e
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no JSON dictionary")
-    return content
-
-
 def read_run(run):
     """The encoder of a finished run folder, what its metadata says of it, and the run's settings.
 
@@ -46,7 +35,7 @@ def read_run(run):
             f"{run}: the run is not finished, its encoder.safetensors is not written yet; start it again by the "
             "command that began it (dvc repro, dilo pretrain), and it goes on from its last checkpoint to the end"
         )
-    encoder, settings = load_encoder(weights), _read_json(run / "settings.json")
+    encoder, settings = load_encoder(weights), read_json(run / "settings.json")
     with safe_open(weights, framework="pt") as f:
         about = json.loads(f.metadata()["dilo"])
     if not {"recipe", "seed"} <= set(about):
@@ -108,7 +97,7 @@ def scores(path, recipe, seed):
 
     Raises OSError where there is none, ValueError where it is no result of `dilo.evaluate`, or is one of another recipe
     or seed than these."""
-    result = _read_json(path)
+    result = read_json(path)
     try:
         theirs = result["recipe"], result["seed"]
         rows = [(f"`{s}`", result["knn"][s], result["linear"][s]) for s in result["knn"]]
@@ -175,8 +164,10 @@ def model_card(encoder, about, settings, loss=None, results=()):
     sums = [f"- {what}: `{settings[k]}`" for k, what in CHECKSUMS.items() if k in settings]
     values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items() if k not in CHECKSUMS}
     rows = [f"| {k} | `{v}` | {_meaning(k, method)} |" for k, v in values.items()]
+    front = io.StringIO()
+    YAML().dump(dict(library_name="dilo", tags=tags), front)
     parts = [
-        f"---\n{yaml.safe_dump(dict(library_name='dilo', tags=tags), sort_keys=False)}---\n{MARK}",
+        f"---\n{front.getvalue()}---\n{MARK}",
         f"# {recipe}, seed {about['seed']}",
         f"A {about['backbone']} (width {about['width']}, stem {about['stem']}) that learned without class labels: "
         f"images to {encoder.features} features.",
@@ -213,9 +204,13 @@ def export_run(run, out, results=()):
     results: result files of this run, for the card. Before anything is written it raises what `read_run` and `scores`
     raise, ValueError for settings that lack what the card says, and FileExistsError where `out` holds anything else."""
     run, out = Path(run), Path(out)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: is a file; give a folder")
+    check_outputs({out / name: lambda file: True for name in ("README.md", "settings.json", "encoder.safetensors")},
+                  [run / "encoder.safetensors", run / "settings.json", run / "history.csv", *results])
     encoder, about, settings = read_run(run)
     history = run / "history.csv"
-    loss = pd.read_csv(history).loss.iloc[-1] if history.is_file() else None
+    loss = read_table(history, ["loss"]).loss.iloc[-1] if history.is_file() else None
     tables = [scores(path, about["recipe"], about["seed"]) for path in results]
     try:
         card = model_card(encoder, about, settings, loss, tables)

@@ -89,8 +89,9 @@ def map_scores(maps, masks, threshold, true_boxes=None):
     threshold: of IoU and CorLoc, from `best_threshold`. true_boxes: a list of N arrays `(M, 4)`; without it, the box of each
     mask. An image whose mask is empty raises ValueError."""
     true_boxes = mask_boxes(masks[:, None])[:, None] if true_boxes is None else true_boxes
+    energy = energy_inside(maps, masks)
     return {
-        "energy": float(np.nanmean(energy_inside(maps, masks))),
+        "energy": float(np.nanmean(energy)) if np.isfinite(energy).any() else None,  # black maps have none
         "pointing": pointing_game(maps, masks),
         "iou": float(iou_curve(maps, masks)[round(255 * threshold)]),
         "corloc": corloc(largest_part(maps, threshold), true_boxes),

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from PIL import Image
-from torchvision.datasets import ImageFolder
 
-from .config import RECIPES, SettingsError, load_settings, merge, parse_settings
+from .config import RECIPES, SettingsError, load_settings, merge, parse_changes, parse_settings
 from .checkpoints import OtherRun, differences, load_encoder
 from .data import BACKGROUND_SPLITS, Streamed, open_arrays, pack, write_folder_index, write_photos_index
 from .evaluate import evaluate
+from .files import check_outputs, claimed, read_json, read_table
+from .pictures import list_photos, tell
 from .feed import recipe_saliency
 from .localise import localisation
 from .probes import LinearProbe, MultiLabelProbe, average_precision, features, knn, mean_average_precision
@@ -34,24 +34,14 @@ def photo_settings(count, recipe, changes=(), file=None):
     """The `Settings` to learn from `count` photos by a recipe: of the params.yaml `file`, or else ours for that number.
 
     changes: texts `key=value` with keys as in params.yaml, `train.epochs=100`. Raises `SettingsError`."""
-    changed = {}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise SettingsError(
-                f"{change!r} is no change of a setting; allowed: KEY=VALUE, for example train.epochs=100"
-            )
-        nested = yaml.safe_load(value)
-        for part in reversed(key.strip().split(".")):
-            nested = {part: nested}
-        changed = merge(changed, nested)
+    changed = parse_changes(changes)
     if file is not None:
         values = load_settings(file).model_dump()
     else:
         asked = changed.get("train")
         batch = asked.get("batch") if isinstance(asked, dict) else None  # rate and queue follow a batch that is asked for
         if type(batch) is not int or batch < 1:
-            batch = min(256, 2 ** int(np.log2(max(8, count // 4))))
+            batch = max(2, min(256, 2 ** int(np.log2(max(min(8, count), count // 4)))))
         queue = min(65536, max(2 * batch, 2 ** int(np.log2(max(8, count)))))
         values = dict(
             data=dict(size=160),
@@ -68,6 +58,8 @@ def photo_settings(count, recipe, changes=(), file=None):
     values = merge(values, changed)
     # what params.yaml says of its own images does not hold for these
     values = merge(values, dict(data=dict(source="folder", folder=".", masks=None)))
+    if not isinstance(values["recipes"], dict) or not isinstance(values["recipes"].get(recipe, {}), dict):
+        parse_settings(values, name="settings")  # says what is wrong with them
     if recipe not in values["recipes"]:
         raise SettingsError(f"recipe {recipe!r} is not known; allowed: {', '.join(values['recipes'])}")
     values["study"] = dict(recipes=[recipe], seeds=[0])
@@ -76,12 +68,19 @@ def photo_settings(count, recipe, changes=(), file=None):
         raise SettingsError(f"recipes.{recipe}.saliency = {own['saliency']!r} is not for photos without masks")
     if own.get("saliency", "none") != "none":
         values = merge(values, dict(saliency=dict(methods=[own["saliency"]])))
-    return parse_settings(values, name="settings")
+    settings = parse_settings(values, name="settings")
+    if count < 2:
+        raise SettingsError(f"{count} photo is too few: each is told from the others, so at least 2 are needed")
+    batch = settings.training(recipe).batch
+    if batch > count:
+        raise SettingsError(f"train.batch = {batch} is not allowed: there are {count} photos")
+    return settings
+
 
 # %% ../nbs/28_photos.ipynb #90156fce
 def _finished(out, settings, recipe, seed, packed):
     "The history of the finished run in `out`; `OtherRun` where other settings or photos are asked for."
-    then = json.loads((out / "settings.json").read_text())
+    then = read_json(out / "settings.json", f"delete {out} to start anew")
     now = made_by(settings, recipe, seed, packed.images, packed.learning_rows, None)
     apart = ("saliency", "code", "torch", "processes")  # maps follow from the photos, and the rest undoes no run
     if changes := differences(*({k: v for k, v in made.items() if k not in apart} for made in (then, now))):
@@ -90,7 +89,7 @@ def _finished(out, settings, recipe, seed, packed):
             + "\n  ".join(changes)
             + f"\nGive another folder, or delete {out} to start anew"
         )
-    return pd.read_csv(out / "history.csv")
+    return read_table(out / "history.csv", ["loss"], f"delete {out} to start anew")
 
 
 def pretrain_photos(
@@ -101,10 +100,22 @@ def pretrain_photos(
 
     recipe: of `RECIPES`, or of the params.yaml `file`; changes: as in `photo_settings`. Called again it goes on where
     it stopped, and a finished run stays as it is. Raises `OtherRun` listing what differs from the run in `out`,
-    ValueError naming photos that cannot be read or settings that cannot be, and what `pretrain` does."""
+    ValueError naming photos that cannot be read or settings that cannot be, or the run that is at work in `out`,
+    FileExistsError where `out` holds what this did not write, and what `pretrain` does."""
     out = Path(out)
-    index = write_photos_index(out / "index", photos)
+    check_outputs({out: "dilo pretrain"}, [photos, file])
+    photo_settings(len(list_photos(photos, [out]).photos), recipe, changes, file)  # errors come before anything is written
+    with claimed(out, "dilo pretrain", [photos, file]):
+        return _pretrained(photos, out, recipe, seed, changes, file, jobs, progress, dry_run)
+
+
+def _pretrained(photos, out, recipe, seed, changes, file, jobs, progress, dry_run):
+    "The history of `pretrain_photos`, in a folder that is this process's."
+    index = write_photos_index(out / "index", photos, [out])
     settings = photo_settings(len(index), recipe, changes, file)
+    train = settings.training(recipe)
+    if progress:
+        print(f"{len(index)} photos: batches of {train.batch}, learning rate {train.lr:.3g}, {train.epochs} epochs")
     size = settings.data.size
     try:
         packed = open_arrays(out / "arrays")
@@ -145,10 +156,9 @@ def read_encoder(weights, size=None):
     weights = weights / "encoder.safetensors" if weights.is_dir() else weights
     encoder, beside = load_encoder(weights), weights.with_name("settings.json")
     if size is None and beside.is_file():
-        try:
-            size = json.loads(beside.read_text())["views.size"]
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{beside}: does not say the size of the encoder's views, views.size; give a size") from e
+        size = read_json(beside, "give a size").get("views.size")
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{beside}: does not say the size of the encoder's views, views.size; give a size")
     return encoder, 224 if size is None else size
 
 
@@ -163,13 +173,8 @@ def square_boxes(boxes, width, height, size):
 
 def _box_table(file, photos, paths, size):
     "For each of `paths`, its boxes in `file` as `square_boxes`; ValueError for a table that is none, FileNotFoundError."
-    try:
-        told = pd.read_csv(file, dtype={"path": str})
-    except ValueError as e:  # of all kinds: empty, not text, lines of different lengths
-        raise ValueError(f"{file}: cannot be read as CSV ({e})") from e
     root, corners = Path(photos).resolve(), ["x0", "y0", "x1", "y1"]
-    if missing := {"path", *corners} - set(told.columns):
-        raise ValueError(f"{file}: has no column {', '.join(sorted(missing))}; needed are path, x0, y0, x1, y1")
+    told = read_table(file, ["path", *corners], "needed are path, x0, y0, x1, y1", dtype={"path": str})
     told[corners] = told[corners].apply(pd.to_numeric, errors="coerce")
     wrong = [not np.isfinite(v).all() or v[2] <= v[0] or v[3] <= v[1] for v in told[corners].to_numpy(float)]
     if any(wrong):
@@ -189,7 +194,7 @@ def _box_table(file, photos, paths, size):
     return out
 
 
-def evaluate_photos(weights, photos, *, masks=None, boxes=None, size=None, k=200, device=None):
+def evaluate_photos(weights, photos, *, masks=None, boxes=None, size=None, k=None, device=None, mask_class=None):
     """`evaluate` of `read_encoder(weights, size)` on photos/{train,val}/<class>/, with masks in a tree of the same layout,
     or else boxes, a CSV file: path (below photos), x0, y0, x1, y1 (px of the photo), a line a box. Raises what
     `write_folder_index` and `load_encoder` do, ValueError naming broken photos or a line that is no box, FileNotFoundError
@@ -200,7 +205,10 @@ def evaluate_photos(weights, photos, *, masks=None, boxes=None, size=None, k=200
     with tempfile.TemporaryDirectory() as folder:
         index = write_folder_index(folder, photos, masks)
     parts = {split: index[index.split == split] for split in ("train", "val")}
-    _enough(k, len(parts["train"]), photos)
+    k = _neighbours(k, parts["train"].label, photos)
+    copies = parts["val"].sha256.isin(parts["train"].sha256)
+    if copies.all():
+        raise ValueError(f"{Path(photos) / 'val'}: every photo is in train, too; an encoder is measured on others")
     all_boxes = None if boxes is None else _box_table(boxes, photos, list(index.path), size)
     for split, part in parts.items() if boxes is not None else ():
         if not any(len(all_boxes[row]) for row in part.index):
@@ -209,28 +217,47 @@ def evaluate_photos(weights, photos, *, masks=None, boxes=None, size=None, k=200
     for split, part in parts.items():
         sides += [Streamed("/", part, size), np.array(part.label, np.int64)]
         if masks is not None:
-            options[f"{split}_masks"] = Streamed("/", part, size, masks=True)
+            options[f"{split}_masks"] = Streamed("/", part, size, True, mask_class)
         if boxes is not None:
             options[f"{split}_boxes"] = all_boxes[part.index[0] : part.index[-1] + 1]
-    return evaluate(encoder, *sides, size=size, k=k, device=device, **options)
+    out = evaluate(encoder, *sides, size=size, k=k, device=device, **options)
+    return out | {"k": k} | ({"val_also_in_train": int(copies.sum())} if copies.any() else {})
 
 
-def _enough(k, count, photos):
-    if k > count:
-        raise ValueError(f"k = {k} is not allowed: {Path(photos) / 'train'} holds {count} photos; give a smaller k")
+
+def _neighbours(k, labels, photos):
+    "How many neighbours vote: `k`, or without it 200, no more than a class has photos. ValueError where that cannot be."
+    train, count = Path(photos) / "train", np.bincount(labels)
+    if len(count) < 2:
+        raise ValueError(f"{train}: holds one class; at least 2 are needed, or every answer is right")
+    if count.min() < 2:
+        raise ValueError(f"{train}: a class has a single photo; at least 2 are needed, one of them to choose the penalty by")
+    if k is not None and not 1 <= k <= len(labels):
+        raise ValueError(f"k = {k} is not allowed: {train} holds {len(labels)} photos; give a k from 1 to that")
+    return min(200, len(labels) // len(count)) if k is None else k
 
 
 def class_folders(root, size):
     """Images, decoded as they are needed to uint8 `(N, 3, size, size)`, labels int64 `(N,)` and names of classes of the
     photos in root/<class>/. FileNotFoundError naming a folder that is not there or has an empty class."""
-    found = ImageFolder(root)
-    paths, labels = zip(*found.samples)
-    sums = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
-    index = pd.DataFrame(dict(path=[str(Path(path).resolve()) for path in paths], mask="", sha256=sums))
-    return Streamed("/", index, size), np.array(labels, np.int64), found.classes
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; photos must lie in {root}/<class>/")
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise FileNotFoundError(f"{root}: has no class folders; photos must lie in {root}/<class>/")
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        listing = list_photos(root / name)
+        tell(listing, root / name)
+        paths += [root / name / photo for photo in listing.photos]
+        labels += [label] * len(listing.photos)
+    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    index = pd.DataFrame(dict(path=[str(path.resolve()) for path in paths], mask="", sha256=sums))
+    return Streamed("/", index, size), np.array(labels, np.int64), classes
 
 
-def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=None, k=200, device=None):
+def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=None, k=None, device=None):
     """Accuracies of kNN and linear probe, fitted on photos/train/<class>/, on the splits in challenge/<split>/val/<class>/,
     and BG-gap: dictionaries of floats in [0, 1] by classifier and split.
 
@@ -251,14 +278,17 @@ def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=None,
             raise ValueError(f"{photos}/train has other classes than {challenge / 'original/val'}; give a class map")
         to = np.arange(len(classes))
     else:
-        told = {int(a): int(b) for a, b in json.loads(Path(class_map).read_text()).items()}
+        try:
+            told = {int(a): int(b) for a, b in read_json(class_map).items()}
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"{class_map}: must give the number of each training class a number ({e})") from e
         if set(told) != set(range(len(classes))) or not set(told.values()) <= set(range(-1, len(sets["original"][2]))):
             raise ValueError(
                 f"{class_map}: must give each of the {len(classes)} training classes, 0 to {len(classes) - 1}, one of the "
                 f"challenge's, 0 to {len(sets['original'][2]) - 1}, or -1"
             )
         to = np.array([told[c] for c in range(len(classes))])
-    _enough(k, len(train_labels), photos)
+    k = _neighbours(k, train_labels, photos)
     train_f, train_y = features(encoder, train_images, size, device), torch.from_numpy(train_labels)
     classifiers = {"knn": lambda f: knn(train_f, train_y, f, k=k), "linear": LinearProbe(train_f, train_y)}
     out = {name: {} for name in classifiers}
@@ -282,7 +312,7 @@ def read_coco(folder, split, size):
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; it says what is in the photos of {folder / split}")
     try:
-        told = json.loads(file.read_text())
+        told = read_json(file)
         listed = sorted(told["categories"], key=lambda c: c["id"])
         classes, names = {c["id"]: column for column, c in enumerate(listed)}, [c["name"] for c in listed]
         row = {image["id"]: number for number, image in enumerate(told["images"])}
@@ -296,10 +326,13 @@ def read_coco(folder, split, size):
             if "bbox" in one and not one.get("iscrowd", 0):
                 x, y, width, height = one["bbox"]
                 boxes[row[one["image_id"]]].append((x, y, x + width, y + height))
+        for photo in told["images"]:
+            if not all(type(photo[side]) is int and photo[side] > 0 for side in ("width", "height") if side in photo):
+                raise ValueError(f"image {photo['id']!r} is {photo['width']!r} x {photo['height']!r} px")
         boxed = all("bbox" in one for one in told["annotations"])
         if boxed:
             boxes = [square_boxes(own, photo["width"], photo["height"], size) for own, photo in zip(boxes, told["images"])]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{file}: not annotations in COCO's format: {e}") from e
     missing = [path for path in paths if not path.is_file()]
     if missing or not paths:

@@ -17,7 +17,8 @@ from dilo.augment import (
     VIEW_RECIPES, CropLaw, PasteLaw, ViewLaw, ViewRecipe, background_pool, inpaint, make_views, mean_alpha, salient_regions,
 )  # fmt: skip
 from .saliency import at_size
-from .saliency_maps import list_photos, read_photo
+from .pictures import list_photos, read_levels, tell
+from .saliency_maps import read_photo
 
 # %% ../nbs/14_preview.ipynb #c86b8bad
 def paste_options(images, saliency, pools=None):
@@ -103,19 +104,17 @@ def sheet(rows, side=96):
     return out
 
 # %% ../nbs/14_preview.ipynb #6cc2e02f
-def _map_of(photo, file, method):
+def _map_of(photo, file, method, mask_class=None):
     "The map uint8 `(H, W)` of a photo `(H, W, 3)`: read from a file, or made."
     if file is None:
         return (at_size(method, photo) * 255).round().astype(np.uint8)
-    found, _ = read_photo(file, max(photo.shape))
+    found = read_levels(file, mask_class)
     if abs(found.shape[0] * photo.shape[1] / (found.shape[1] * photo.shape[0]) - 1) > 0.03:
         raise ValueError(
             f"{file}: the map is {found.shape[1]} wide for {found.shape[0]} high, and the photo {photo.shape[1]} for "
             f"{photo.shape[0]}: it is not this photo's"
         )
-    if np.ptp(found.astype(int), axis=2).max() > 16:  # JPEG may colour grey a little
-        raise ValueError(f"{file}: holds colours; a map is grey, white where the foreground is")
-    return np.asarray(Image.fromarray(found).convert("L").resize(photo.shape[1::-1], Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(found).resize(photo.shape[1::-1], Image.Resampling.BILINEAR))
 
 
 def _fitted(photos, height, width):
@@ -135,7 +134,9 @@ def _pools(photo, saliency, others, method):
         return {
             "texture": background_pool("texture", photo[None].repeat(3, 1, 1, 1), saliency[None].repeat(3, 1, 1, 1))
         }
-    files = [Path(others) / file for file, _ in list_photos(others)][:48]
+    listing = list_photos(others)
+    tell(listing, others)
+    files = [Path(others) / file for file in listing.photos][:48]
     if len(files) < 3:
         raise ValueError(
             f"{others}: holds {len(files)} photos; at least 3 are needed for backgrounds, 12 for those of kind image"
@@ -146,20 +147,22 @@ def _pools(photo, saliency, others, method):
     return {kind: background_pool(kind, images, torch.from_numpy(maps)[:, None]) for kind in kinds}
 
 
-def preview(photo, *, recipe="moco_v2", saliency=None, method="rbd", others=None, size=128, probability=0.5, seed=0):
+def preview(photo, *, recipe="moco_v2", saliency=None, method="rbd", others=None, size=128, probability=0.5, seed=0,
+            mask_class=None):
     """The sheet of a photo, a PIL image: its map, every option of the paste, and eight samples of each view of a
     recipe.
 
     photo: a file. recipe: a name of `VIEW_RECIPES`, or `all`. saliency: a file with its map, None to make one by
     `method` (a name of `dilo.saliency.METHODS`, or a function of an image). others: a folder of photos to take
     backgrounds from (the first 48); without one, the photo's own texture is shown. size: side of the views, px.
-    probability: of a paste in the views. Raises ValueError for a name that is not known and for files that cannot be
+    probability: of a paste in the views. mask_class: as in `read_mask`, for `saliency`. Raises
+    ValueError for a name that is not known and for files that cannot be
     read."""
     if recipe != "all" and recipe not in VIEW_RECIPES:
         raise ValueError(f"recipe = {recipe!r} is not known; allowed: all, {', '.join(VIEW_RECIPES)}")
     pixels, _ = read_photo(photo, 320)
     image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
-    alpha = torch.from_numpy(np.array(_map_of(pixels, saliency, method)))[None]
+    alpha = torch.from_numpy(np.array(_map_of(pixels, saliency, method, mask_class)))[None]
     options = paste_options(image[None], alpha[None], _pools(image, alpha, others, method))
     removed = inpaint(image[None].float() / 255, alpha[None].float() / 255)
     pictures = [(title, made[0]) for title, made in options.items()]

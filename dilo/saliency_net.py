@@ -28,9 +28,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from .data import write_atomically
+from .files import claimed, check_outputs, new_array, open_array, read_json, write_atomically
+from .pictures import list_photos, pair_masks, read_mask, tell
 from .saliency import mb, mr, rbd
-from .saliency_maps import list_photos, read_photo, saliency_maps
+from .saliency_maps import read_photo, saliency_maps
 from .saliency_scores import to_levels
 from .superpixels import checked_image, superpixels
 
@@ -215,51 +216,45 @@ def load_saliency_net(path):
     return TrainedSaliency(net, hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
 # %% ../nbs/08_saliency_net.ipynb #20292c0a
-def _read_row(photo, mask):
+def _read_row(photo, mask, mask_class=None):
     "Photo uint8 `(3, 128, 128)`, mask uint8 `(1, 128, 128)` (None without one) and None; or None, None and what is wrong."
     try:
         image, size = read_photo(photo, 400)
         if mask is None:
             return _square(image).transpose(2, 0, 1), None, None
-        drawn, its_size = read_photo(mask, 400)
-        if its_size != size:
-            raise ValueError(f"{mask}: is {its_size[1]} x {its_size[0]} px, its photo {size[1]} x {size[0]}")
-        return _square(image).transpose(2, 0, 1), _square(drawn)[None, :, :, 0], None
+        return _square(image).transpose(2, 0, 1), _square(read_mask(mask, size, mask_class))[None], None
     except (OSError, ValueError) as error:
         return None, None, str(error)
 
 def _sum_of(file):
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else None
 
-def _with_masks(photos, masks):
-    "Paths of the photos below a folder, each with that of its mask; `ValueError` naming a photo without one."
-    files = [Path(photos) / photo for photo, _ in list_photos(photos)]
-    if masks is None:
-        return [(file, None) for file in files]
-    found = {Path(mask).with_suffix("").as_posix(): Path(masks) / mask for mask, _ in list_photos(masks)}
-    names = [file.relative_to(photos).with_suffix("").as_posix() for file in files]
-    without = [name for name in names if name not in found]
-    if without:
-        raise ValueError(f"{masks}: has no mask for {len(without)} of {len(names)} photos, the first {without[0]}")
-    return [(file, found[name]) for file, name in zip(files, names)]
+def _with_masks(photos, masks, leave_out):
+    "Paths of the photos below a folder, each with that of its mask; `FileNotFoundError` naming a photo without one."
+    listing = list_photos(photos, leave_out)
+    tell(listing, photos)
+    files = [Path(photos) / photo for photo in listing.photos]
+    return list(zip(files, [None] * len(files) if masks is None else pair_masks(listing.photos, masks, photos)))
+
 
 # %% ../nbs/08_saliency_net.ipynb #5b91138f
-def pack_photos(photos, work, masks=None, jobs=1, progress=True):
+def pack_photos(photos, work, masks=None, jobs=1, progress=True, mask_class=None):
     """Memory maps of the photos, uint8 `(N, 3, 128, 128)`, and of the masks `(N, 1, 128, 128)` or None; rows; problems.
 
     `rows`: numbers of those that could be read, `problems`: what is wrong with the others, one line each. They are kept
     in the folder `work`, and made again only where a photo or a mask has changed. `ValueError` naming a photo without a
     mask, or a folder of which none can be read."""
-    work, pairs = Path(work), _with_masks(photos, masks)
+    work, pairs = Path(work), _with_masks(photos, masks, [work])
     work.mkdir(parents=True, exist_ok=True)
-    listed = [[str(photo), _sum_of(photo), mask and _sum_of(mask)] for photo, mask in pairs]
+    listed = [[str(photo), _sum_of(photo), mask and [_sum_of(mask), mask_class]] for photo, mask in pairs]
     record = work / "photos.json"
-    known = json.loads(record.read_text()) if record.is_file() else {}
+    known = read_json(record, "delete it to read the photos again") if record.is_file() else {}
     if known.get("listed") != listed:
         record.unlink(missing_ok=True)  # from here on the arrays are not what it says
-        images = np.lib.format.open_memmap(work / "images.npy", "w+", np.uint8, (len(pairs), 3, SIDE, SIDE))
-        drawn = np.lib.format.open_memmap(work / "masks.npy", "w+", np.uint8, (len(pairs), 1, SIDE, SIDE))
-        read, problems = Parallel(n_jobs=jobs, return_as="generator")(delayed(_read_row)(*pair) for pair in pairs), []
+        images = new_array(work / "images.npy", (len(pairs), 3, SIDE, SIDE))
+        drawn = new_array(work / "masks.npy", (len(pairs), 1, SIDE, SIDE))
+        tasks = (delayed(_read_row)(*pair, mask_class) for pair in pairs)
+        read, problems = Parallel(n_jobs=jobs, return_as="generator")(tasks), []
         for i, (image, mask, problem) in enumerate(tqdm(read, "photos", len(pairs), unit="img", disable=not progress)):
             images[i], drawn[i] = 0 if image is None else image, 0 if mask is None else mask
             problems.append(problem)
@@ -270,7 +265,7 @@ def pack_photos(photos, work, masks=None, jobs=1, progress=True):
     rows = np.array([i for i, problem in enumerate(known["problems"]) if problem is None], int)
     if not len(rows):
         raise ValueError(f"{photos}: no photo can be read; {known['problems'][0]}")
-    arrays = [np.load(work / f"{name}.npy", mmap_mode="r") for name in ("images", "masks")]
+    arrays = [open_array(work / f"{name}.npy", f"delete {record} to read the photos again") for name in ("images", "masks")]
     return arrays[0], None if masks is None else arrays[1], rows, list(filter(None, known["problems"]))
 
 # %% ../nbs/08_saliency_net.ipynb #95b6c3d6
@@ -306,7 +301,7 @@ class _Run:
             state = torch.load(self.file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{self.file}: cannot be read as a checkpoint ({error}); delete it to train anew") from error
-        return state if state["made"] == self.made else None
+        return state if isinstance(state, dict) and state.get("made") == self.made else None
 
     def save(self, **state):
         write_atomically(self.file, lambda part: torch.save({**state, "made": self.made}, part))
@@ -346,7 +341,7 @@ def fit(net, loss, inputs, targets, rows, work, name, *, epochs, seed=0, batch=3
         moves, total = moving is not None and epoch > 0, 0.0
         if moves:
             shape = (len(inputs[0]), sum(t.shape[1] for t in targets), SIDE, SIDE)
-            after = np.lib.format.open_memmap(_targets(work, name, epoch + 1), "w+", np.uint8, shape)
+            after = new_array(_targets(work, name, epoch + 1), shape)
         for taken, mirrored in _batches(rows, batch, seed, epoch):
             target = _gather(targets, taken, mirrored, accelerator.device)
             outputs = net(_gather(inputs, taken, mirrored, accelerator.device))
@@ -399,13 +394,21 @@ def _finished(out, made):
     "Whether `out` holds the network of these settings already."
     return Path(out).is_file() and _about(out).get("made") == made
 
-def _checked(out, epochs, least):
+def _is_net(file):
+    "Whether a file is a saliency network that this wrote."
+    try:
+        return bool(_about(file))
+    except (OSError, ValueError):
+        return False
+
+def _checked(out, epochs, least, inputs):
+    "The file to write and its folder of work; errors where one of them or `epochs` cannot be."
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ValueError(f"out is {str(out)!r}; allowed is a file that ends in .safetensors")
     if epochs < least:
         raise ValueError(f"epochs is {epochs}; allowed is at least {least}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_outputs({out: _is_net, out.with_suffix(".work"): "dilo saliency-train"}, inputs)
     return out, out.with_suffix(".work")
 
 # %% ../nbs/08_saliency_net.ipynb #cd3e7006
@@ -416,43 +419,53 @@ def train_label_free(photos, out, *, epochs=12, seed=0, jobs=1, progress=True):
     their mean (DeepUSPS: Nguyen et al., NeurIPS 2019, section 3). `jobs`: processes for the teachers, -1 for all cores.
     The arrays and checkpoints stand in the folder `out` with the ending .work: called again, it goes on from there.
     `ValueError` or `OSError` naming what cannot be used."""
-    out, work = _checked(out, epochs, 3)
-    images, _, rows, problems = pack_photos(photos, work, None, jobs, progress)
-    made = _made("label-free", photos, epochs, seed, work)
-    if not _finished(out, made):
-        inputs = _cue_arrays(images, work, jobs, progress)
-        teachers = [saliency_maps(images, name, 224, jobs, progress, work / f"{name}.npy") for name in TEACHERS]
-        options = dict(seed=seed, made=made, progress=progress)
-        refine = max(1, epochs // 3)
-        pupil = _seeded(len(teachers), seed)
-        refined = fit(pupil, _f_loss, inputs, teachers, rows, work, "refine", epochs=refine, moving=0.7, **options)
-        net = _seeded(1, seed + 1)
-        mean = _mean(refined, work / "mean.npy")
-        fit(net, F.binary_cross_entropy_with_logits, inputs, [mean], rows, work, "fuse", epochs=epochs - refine, **options)
-        save_saliency_net(net, out, {"made": made})
+    out, work = _checked(out, epochs, 3, [photos])
+    list_photos(photos)  # an error comes before anything is written
+    with claimed(work, "dilo saliency-train", [photos]):
+        images, _, rows, problems = pack_photos(photos, work, None, jobs, progress)
+        made = _made("label-free", photos, epochs, seed, work)
+        if not _finished(out, made):
+            _learn_from_teachers(images, rows, out, work, epochs, seed, jobs, made, progress)
     return problems
+
+def _learn_from_teachers(images, rows, out, work, epochs, seed, jobs, made, progress):
+    "Writes the network of `train_label_free`."
+    inputs = _cue_arrays(images, work, jobs, progress)
+    teachers = [saliency_maps(images, name, 224, jobs, progress, work / f"{name}.npy") for name in TEACHERS]
+    options = dict(seed=seed, made=made, progress=progress)
+    refine = max(1, epochs // 3)
+    pupil = _seeded(len(teachers), seed)
+    refined = fit(pupil, _f_loss, inputs, teachers, rows, work, "refine", epochs=refine, moving=0.7, **options)
+    net = _seeded(1, seed + 1)
+    mean = _mean(refined, work / "mean.npy")
+    fit(net, F.binary_cross_entropy_with_logits, inputs, [mean], rows, work, "fuse", epochs=epochs - refine, **options)
+    save_saliency_net(net, out, {"made": made})
 
 def _mean(targets, file):
     "The mean over channels of a list of arrays, uint8 `(N, 1, 128, 128)`, as a memory map."
-    mean = np.lib.format.open_memmap(file, "w+", np.uint8, (len(targets[0]), 1, SIDE, SIDE))
+    mean = new_array(file, (len(targets[0]), 1, SIDE, SIDE))
     for start in range(0, len(mean), 256):
         part = np.concatenate([target[start : start + 256] for target in targets], 1)
         mean[start : start + 256] = np.rint(part.mean(1, keepdims=True))
     return mean
 
 # %% ../nbs/08_saliency_net.ipynb #351afa4f
-def train_supervised(photos, masks, out, *, epochs=12, seed=0, jobs=1, progress=True):
+def train_supervised(photos, masks, out, *, epochs=12, seed=0, jobs=1, progress=True, mask_class=None):
     """Trains a network from nothing on photos and masks with the same names, and writes it to `out`; as `train_label_free`.
 
     BASNet's hybrid loss on the coarse and the refined map (Qin et al., CVPR 2019). With DUTS: photos
-    `DUTS-TR/DUTS-TR-Image`, masks `DUTS-TR/DUTS-TR-Mask`. A mask is white on black, of its photo's size."""
-    out, work = _checked(out, epochs, 1)
-    images, drawn, rows, problems = pack_photos(photos, work, masks, jobs, progress)
-    made = _made("masks", photos, epochs, seed, work)
-    if not _finished(out, made):
-        net, inputs = _seeded(1, seed), _cue_arrays(images, work, jobs, progress)
-        fit(net, mask_loss, inputs, [drawn], rows, work, "masks", epochs=epochs, seed=seed, made=made, progress=progress)
-        save_saliency_net(net, out, {"made": made})
+    `DUTS-TR/DUTS-TR-Image`, masks `DUTS-TR/DUTS-TR-Mask`. A mask is white on black, of its photo's size; `mask_class`: as in
+    `dilo.pictures.read_mask`."""
+    out, work = _checked(out, epochs, 1, [photos, masks])
+    _with_masks(photos, masks, [work])  # an error comes before anything is written
+    with claimed(work, "dilo saliency-train", [photos, masks]):
+        images, drawn, rows, problems = pack_photos(photos, work, masks, jobs, progress, mask_class)
+        made = _made("masks", photos, epochs, seed, work)
+        if not _finished(out, made):
+            net, inputs = _seeded(1, seed), _cue_arrays(images, work, jobs, progress)
+            options = dict(epochs=epochs, seed=seed, made=made, progress=progress)
+            fit(net, mask_loss, inputs, [drawn], rows, work, "masks", **options)
+            save_saliency_net(net, out, {"made": made})
     return problems
 
 # %% ../nbs/08_saliency_net.ipynb #f9032b15

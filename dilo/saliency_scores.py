@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+
+from .pictures import list_photos, read_levels, read_mask, tell
 
 # %% ../nbs/04_saliency_scores.ipynb #80cc8e81
 def to_levels(values, name="maps"):
@@ -310,62 +311,37 @@ def energy_inside(maps, masks):
 # %% ../nbs/04_saliency_scores.ipynb #35b09a0a
 def _files(folder, name):
     "`{relative path without ending: path}` of the images in `folder` and below, sorted; errors by `name`."
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise FileNotFoundError(f"{name} is {folder}, which is not a folder; give one that holds images")
-    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in readable and not path.is_dir():
-            key = path.relative_to(folder).with_suffix("").as_posix()
-            if key in files:
-                raise ValueError(f"{files[key]} and {path} differ in nothing but the ending; keep one of them")
-            files[key] = path
-    if not files:
-        raise FileNotFoundError(f"{name} {folder} holds no image; allowed is any kind that Pillow reads, such as .png")
+    listing, files = list_photos(folder), {}
+    tell(listing, folder)
+    for path in listing.photos:
+        key = path.with_suffix("").as_posix()
+        if key in files:
+            raise ValueError(f"{files[key]} and {Path(folder) / path} differ in nothing but the ending; keep one of them")
+        files[key] = Path(folder) / path
     return files
 
-# %% ../nbs/04_saliency_scores.ipynb #611757a2
-def _grey(path):
-    "Grey levels uint8 `(H, W)` of the image file `path`; `ValueError` by its name where it has none."
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); write it again or leave it out") from error
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        raise ValueError(f"{path} has mode {image.mode}; allowed are 8-bit grey, palette, RGB and RGBA images: scale "
-                         "it to 0..255 and save it with 8 bits")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    if image.mode not in ("1", "L"):
-        levels = np.asarray(image.convert("RGB")).astype(int)
-        if np.ptp(levels, axis=2).max() > 16:  # JPEG may colour grey a little
-            raise ValueError(f"{path} holds colours; a map or mask is grey, white where the foreground is")
-    return np.asarray(image.convert("L"))
 
 # %% ../nbs/04_saliency_scores.ipynb #43bdec8c
-def _read_pair(map_path, mask_path):
+def _read_pair(map_path, mask_path, mask_class=None):
     "(map, mask), both uint8 `(H, W)`, of two files; `ValueError` by their names where they cannot be compared."
-    saliency, mask = _grey(map_path), _grey(mask_path)
+    saliency, mask = read_levels(map_path), read_mask(mask_path, mask_class=mask_class)
     if saliency.shape != mask.shape:
         sizes = [f"{values.shape[1]} x {values.shape[0]}" for values in (saliency, mask)]
         raise ValueError(f"{map_path} has {sizes[0]} pixels and {mask_path} {sizes[1]}; give the map the mask's size")
-    if mask.max() == 1:
-        raise ValueError(f"{mask_path} holds no value above 1; store a 0/1 mask as 0/255")
-    if mask.max() < 128:
-        raise ValueError(f"{mask_path} has no foreground: its highest value is {mask.max()}, foreground is from 128 "
-                         "on; mend it or leave it out")
     return saliency, mask
 
+
 # %% ../nbs/04_saliency_scores.ipynb #4051b679
-def score_folder(maps_folder, masks_folder):
+def score_folder(maps_folder, masks_folder, mask_class=None):
     """(result, table) of a folder of maps against a folder of masks, paired by relative path without ending.
 
     `result`: `dict(images, unmatched_maps, ...)` with the scores of `Scores.result`; `unmatched_maps` is how many maps
     have no mask, which are left out. `table`: a DataFrame with a row of scores for each image by itself. Files are read
     one pair at a time: any 8-bit image that Pillow reads, masks foreground from 128 on.
-    `FileNotFoundError` for a folder that is not there or holds no image and for masks without map; `ValueError` for a
+    `mask_class`: as in `read_mask`.
+    `FileNotFoundError` for a folder that is not there and for masks without map; `ValueError` for a
     file that cannot be read, holds colours or has more than 8 bits of grey, for sizes that differ and for masks without
     foreground.
     """
@@ -376,6 +352,13 @@ def score_folder(maps_folder, masks_folder):
         raise FileNotFoundError(f"maps_folder {maps_folder} has no map for {len(missing)} of {len(masks)} masks: "
                                 f"{names}; make these maps or leave their masks out")
     scores = Scores()
-    rows = {key: scores.add(*_read_pair(maps[key], masks[key])) for key in masks}
+    rows, bare = {}, 0  # masks with background
+    for key in masks:
+        saliency, mask = _read_pair(maps[key], masks[key], mask_class)
+        bare += bool((mask < 128).any())
+        rows[key] = scores.add(saliency, mask)
+    if not bare:
+        raise ValueError(f"masks_folder {masks_folder}: every mask is foreground everywhere, so every map is right; "
+                         "the true ones are elsewhere, or lost their transparency")
     result = {"images": scores.images, "unmatched_maps": len(maps) - len(masks), **scores.result()}
     return result, pd.DataFrame.from_dict(rows, orient="index").rename_axis("image")

@@ -12,6 +12,8 @@ NOTEBOOKS = sorted((ROOT / "nbs").rglob("[!.]*.ipynb"))
 NOTEBOOKS = [n for n in NOTEBOOKS if ".ipynb_checkpoints" not in n.parts]
 ROOMS = [
     "config",
+    "files",
+    "pictures",
     "data",
     "superpixels",
     "filters",
@@ -102,7 +104,7 @@ def test_imports_need_the_runtime_dependencies_alone():
         "seaborn",
         "matplotlib",
         "sklearn",
-        "ruamel",
+        "pillow_heif",
         "tensorboard",
         "dvclive",
     ]

@@ -1,0 +1,204 @@
+"What a user hands over: nothing of it is written over, and nothing of it is read wrongly in silence."
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from test_cli import dilo
+
+from dilo.checkpoints import save_encoder
+from dilo.files import claimed
+from dilo.models import Encoder
+
+
+def sums(folder):
+    "The sha256 of every file below a folder."
+    return {p.relative_to(folder): hashlib.sha256(p.read_bytes()).digest() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cat():
+    return Image.fromarray(data.cat()).resize((60, 40))
+
+
+@pytest.fixture
+def photos(tmp_path, cat):
+    "Four photos."
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        cat.rotate(20 * i).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def labelled(tmp_path, cat):
+    "Two classes, four photos each to learn from and two to test, each photo another; and an encoder, e.safetensors."
+    for number in range(12):
+        split, label = ("train", number % 2) if number < 8 else ("val", number % 2)
+        place = tmp_path / f"labelled/{split}/c{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        cat.rotate(7 * number).save(place / f"{number}.png")
+    torch.manual_seed(0)
+    made = dict(backbone="resnet18", width=8, stem="small")
+    save_encoder(Encoder("resnet18", 8, "small"), tmp_path / "e.safetensors", **made)
+    return tmp_path / "labelled"
+
+
+def test_no_command_writes_over_what_it_was_given(tmp_path, photos):
+    before = sums(photos)
+    os.symlink(photos, tmp_path / "link")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/0.png").write_text("drawn by hand")
+    for command in [
+        ("saliency", "photos", "--out", "photos"),
+        ("saliency", "photos", "--out", "link"),
+        ("saliency", "photos", "--out", "mine"),
+        ("saliency", "photos", "--out", "."),
+        ("preview", "photos/0.png", "--out", "photos/0.png"),
+        ("preview", "photos/0.png", "--out", "photos/1.png"),
+        ("preview", "photos/0.png", "--others", "photos", "--out", "photos/sheet.png"),
+        ("pretrain", "photos", "--out", "photos"),
+        ("pretrain", "photos", "--out", "mine"),
+        ("saliency-score", "photos", "photos", "--csv", "photos/0.png"),
+        ("saliency-score", "photos", "photos", "--csv", "mine/0.png"),
+    ]:
+        _, error = dilo(*command, status=2, cwd=tmp_path)
+        assert "photos" in error or "mine" in error or "link" in error or "dilo: .:" in error, error
+        assert sums(photos) == before, command
+    assert (tmp_path / "mine/0.png").read_text() == "drawn by hand"
+
+
+def test_maps_below_the_photos_are_not_taken_for_photos(tmp_path, photos):
+    for _ in range(2):
+        stdout, _ = dilo("saliency", "photos", "--out", "photos/maps", "--method", "ft", "--jobs", 1, cwd=tmp_path)
+        assert "4 maps" in stdout and "1 folders that dilo wrote" in stdout
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/a.png").write_bytes((photos / "maps/0.png").read_bytes())
+    _, error = dilo("saliency", "copy", "--out", "m", "--method", "ft", "--jobs", 1, "--quiet", status=1, cwd=tmp_path)
+    assert "`dilo saliency` wrote it" in error
+
+
+def test_what_is_not_read_is_named(tmp_path, photos, cat):
+    (photos / "IMG_1.CR2").write_text("raw")
+    cat.save(photos / "bare", "PNG")
+    cat.save(os.fsencode(photos) + b"/caf\xe9.png", "PNG")
+    (photos / "gone.png").symlink_to(photos / "nowhere.png")
+    (photos / "notes.txt").write_text("no photo")
+    stdout, error = dilo("saliency", "photos", "--out", "m", "--method", "ft", "--jobs", 1, cwd=tmp_path)
+    assert "4 maps" in stdout and "1 other files" in stdout
+    for name in ("IMG_1.CR2", "bare", "caf\\xe9.png", "gone.png"):
+        assert name in error, error
+
+
+def test_one_reader_for_all_commands(tmp_path, labelled, cat):
+    "Every kind that one command reads the others read, as the same pixels."
+    grey = np.asarray(cat.convert("L"))
+    kinds = {"a.gif": cat, "b.jp2": cat, "d.png": Image.fromarray(grey.astype(np.uint16)), "e.tif": cat,
+             "f.png": cat.convert("RGBA"), "g.webp": cat}  # fmt: skip
+    for number, (name, picture) in enumerate(kinds.items()):
+        picture.rotate(3 * number).save(labelled / "train/c0" / name)
+    (labelled / "train/c0/.hidden.png").write_text("no photo")
+    _, error = dilo("saliency", labelled, "--out", "m", "--method", "ft", "--jobs", 1, "--quiet", cwd=tmp_path)
+    assert error == ""
+    assert np.asarray(Image.open(tmp_path / "m/train/c0/d.png")).max() > 0, "levels 0 to 255 in 16 bits are no black photo"
+    dilo("evaluate", "e.safetensors", labelled, "--size", 32, cwd=tmp_path)
+    command = ("pretrain", labelled, "--out", "run", "--recipe", "moco", "--dry-run", "--size", 32, "--set", "model.width=8")
+    assert "two steps" in dilo(*command, "--set", "data.size=40", cwd=tmp_path)[0]
+
+
+def test_numbers_from_nonsense_are_refused(tmp_path, labelled):
+    said, _ = dilo("evaluate", "e.safetensors", "labelled", "--size", 32, "--json", "out.json", cwd=tmp_path)
+    assert "4 neighbours vote" in said, "the default follows the data"
+    json.loads((tmp_path / "out.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    for option, value in (("--k", 0), ("--k", -1), ("--size", 0)):
+        assert "is not allowed" in dilo("evaluate", "e.safetensors", "labelled", option, value, status=2, cwd=tmp_path)[1]
+    weights = Encoder("resnet18", 8, "small")
+    torch.nn.init.constant_(weights.conv1.weight, float("nan"))
+    save_encoder(weights, tmp_path / "nan.safetensors", backbone="resnet18", width=8, stem="small")
+    assert "no numbers" in dilo("evaluate", "nan.safetensors", "labelled", status=2, cwd=tmp_path)[1]
+    save_encoder(Encoder("resnet18", 16, "small"), tmp_path / "w.safetensors", backbone="resnet18", width=8, stem="small")
+    assert "w.safetensors: holds no encoder" in dilo("evaluate", "w.safetensors", "labelled", status=2, cwd=tmp_path)[1]
+    for label in (0, 1):
+        for photo in (labelled / f"val/c{label}").iterdir():
+            photo.unlink()
+        for photo in (labelled / f"train/c{label}").iterdir():
+            (labelled / f"val/c{label}" / photo.name).write_bytes(photo.read_bytes())
+    assert "is in train, too" in dilo("evaluate", "e.safetensors", "labelled", status=2, cwd=tmp_path)[1]
+    for split in ("train", "val"):
+        (labelled / split / "c1").rename(tmp_path / f"{split}-c1")
+    assert "one class" in dilo("evaluate", "e.safetensors", "labelled", status=2, cwd=tmp_path)[1]
+
+
+def test_settings_are_read_as_dvc_writes_them(tmp_path, photos):
+    command = ("pretrain", "photos", "--out", "run", "--recipe", "moco", "--dry-run", "--size", 32)
+    small = ("--set", "model.width=8", "--set", "data.size=40")
+    said, _ = dilo(*command, *small, "--set", "train.lr=1e-4", "--set", "train.weight_decay=1e-05", cwd=tmp_path)
+    assert "batches of 4, learning rate 0.0001" in said, "four photos are enough"
+    for change in ("train.lr=[1", "recipes.moco=null", "=1", "a..b=1", "train=3", "recipes=[]", "train.lr=.nan"):
+        _, error = dilo(*command, "--set", change, status=2, cwd=tmp_path)
+        assert len(error) < 1000, error
+    _, error = dilo(*command, "--batch", 16, status=2, cwd=tmp_path)
+    assert "train.batch = 16 is not allowed: there are 4 photos" in error
+
+
+def test_broken_files_of_a_run_are_named(tmp_path, photos):
+    command = ("pretrain", "photos", "--out", "run", "--recipe", "moco", "--epochs", 1, "--size", 32, "--quiet",
+               "--set", "model.width=8", "--set", "data.size=40")  # fmt: skip
+    dilo(*command, cwd=tmp_path)
+    with claimed(tmp_path / "run", "dilo pretrain"):
+        assert f"process {os.getpid()} on" in dilo(*command, status=2, cwd=tmp_path)[1]
+    run = tmp_path / "run"
+    for name in ("settings.json", "history.csv", "arrays/images.npy"):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(whole[: len(whole) // 3] if name != "history.csv" else b"")
+        assert name in dilo(*command, status=2, cwd=tmp_path)[1]
+        (run / name).write_bytes(whole)
+    (run / "encoder.safetensors").unlink()
+    for content in (b"", b"cut", (run / "last.pt").read_bytes()[:1000]):
+        (run / "last.pt").write_bytes(content)
+        assert "last.pt: cannot be read as a checkpoint" in dilo(*command, status=2, cwd=tmp_path)[1]
+    torch.save({"state_dict": {}}, run / "last.pt")
+    assert "last.pt: cannot be read as a checkpoint" in dilo(*command, status=2, cwd=tmp_path)[1]
+
+
+def test_a_cut_record_costs_only_its_maps(tmp_path, photos):
+    command = ("saliency", "photos", "--out", "m", "--method", "ft", "--jobs", 1, "--quiet")
+    dilo(*command, cwd=tmp_path)
+    lines = (tmp_path / "m/.progress").read_text().splitlines()
+    (tmp_path / "m/.progress").write_text("\n".join([lines[0], lines[1][:30], *lines[2:]]) + "\n")
+    dilo(*command, cwd=tmp_path)
+
+
+def test_masks_are_read_by_one_reader(tmp_path, labelled, cat):
+    "Cut-outs and class numbers are understood; what could mean two things is refused, by each command."
+    box = np.zeros((40, 60), np.uint8)
+    box[10:30, 15:45] = 255
+
+    def write(picture):
+        for photo in labelled.rglob("*.png"):
+            file = tmp_path / "masks" / photo.relative_to(labelled)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(file)
+
+    classes = Image.fromarray(box // 17)  # 0 and 15
+    classes.putpalette([0, 0, 0, *([90, 10, 200] * 20)])
+    score, found = ("saliency-score", "masks", "masks"), []
+    evaluate = ("evaluate", "e.safetensors", "labelled", "--size", 32, "--masks", "masks")
+    for picture, more in [
+        (Image.fromarray(box), ()),
+        (Image.fromarray(np.dstack([np.asarray(cat), box])), ()),
+        (classes, ("--mask-class", 15)),
+    ]:
+        write(picture)
+        found.append(dilo(*evaluate, *more, cwd=tmp_path)[0])
+    assert found[0] == found[1] == found[2]
+    for picture in (classes, Image.fromarray(box // 255), Image.fromarray(box * 0)):
+        write(picture)
+        for command in (score, evaluate, ("saliency-train", "labelled", "--masks", "masks", "--out", "n.safetensors")):
+            assert "masks/" in dilo(*command, status=2, cwd=tmp_path)[1]
