@@ -206,8 +206,6 @@ def export_run(run, out, results=()):
     run, out = Path(run), Path(out)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: is a file; give a folder")
-    check_outputs({out / name: lambda file: True for name in ("README.md", "settings.json", "encoder.safetensors")},
-                  [run / "encoder.safetensors", run / "settings.json", run / "history.csv", *results])
     encoder, about, settings = read_run(run)
     history = run / "history.csv"
     loss = read_table(history, ["loss"]).loss.iloc[-1] if history.is_file() else None
@@ -225,6 +223,8 @@ def export_run(run, out, results=()):
         raise FileExistsError(
             f"{out}: holds something else than an earlier export ({', '.join(sorted(there))}); give a new folder"
         )
+    given = [*(run / name for name in files), run / "history.csv", *results]
+    check_outputs({out / name: lambda file: True for name in files}, given)
     (out / "encoder.safetensors").unlink(missing_ok=True)
     for name, content in files.items():
         write_atomically(out / name, lambda part, content=content: part.write_bytes(content))
