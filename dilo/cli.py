@@ -246,11 +246,13 @@ def _evaluate(args):
         print(f"{numbers['k']} neighbours vote")
     if copies := numbers.get("val_also_in_train"):
         print(f"{copies} photos of val are in train, too: the numbers are too high")
-    print(f"{'percent right':15}" + "".join(f"{name:>10}" for name in ("knn", "linear")))
+    columns = [name for name in ("knn", "knn_top5", "linear", "linear_top5") if name in numbers]
+    print(f"{'percent right':15}" + "".join(f"{name:>13}" for name in columns))
     for split in numbers["linear"]:
-        print(f"{split:15}" + "".join(f"{100 * numbers[name][split]:10.1f}" for name in ("knn", "linear")))
+        print(f"{split:15}" + "".join(f"{100 * numbers[name][split]:13.1f}" for name in columns))
     if "bg_gap" in numbers:
-        print(f"{'bg_gap':15}" + "".join(f"{100 * numbers['bg_gap'][name]:10.1f}" for name in ("knn", "linear")))
+        gaps = (f"{100 * numbers['bg_gap'][name]:13.1f}" if name in numbers["bg_gap"] else " " * 13 for name in columns)
+        print(f"{'bg_gap':15}" + "".join(gaps))
     _print_localisation(numbers)
     return 0
 

@@ -15,7 +15,7 @@ import torch
 from .data import BACKGROUND_SPLITS, background_split
 from .diagnose import knn_errors, shared_background
 from .localise import localisation
-from .probes import LinearProbe, features, knn
+from .probes import LinearProbe, features, knn_votes, top_five
 
 # %% ../nbs/26_evaluate.ipynb #f19937e8
 def evaluate(
@@ -42,22 +42,28 @@ def evaluate(
 
     Images uint8 `(N, 3, H, W)`, labels int64 `(N,)`, masks uint8 `(N, 1, H, W)` or None, families of backgrounds
     int64 `(N,)` or None; boxes, where there are no masks, in px, lists of N arrays `(M, 4)`, x0, y0, x1, y1. Returns nested
-    dictionaries of floats in [0, 1]: `knn` and `linear` by split, `bg_gap`, `localisation` (with both masks, or boxes),
+    dictionaries of floats in [0, 1]: `knn` and `linear` by split (with more than five classes `knn_top5` and `linear_top5`,
+    the share with the right class among the first five), `bg_gap`, `localisation` (with both masks, or boxes),
     `neighbours_of_errors` (with both families: what the nearest neighbours of wrong images share with them); `chance` (the
     share of the largest class) and `penalty` (the probe's). `right` says of every image whether the classifier was: bool
     `(N,)`, by classifier and split."""
     train_f, val_f = (features(encoder, images, size, device) for images in (train_images, val_images))
     train_y, val_y = torch.as_tensor(train_labels), torch.as_tensor(val_labels)
     probe = LinearProbe(train_f, train_y, penalties=penalties, holdout=holdout)
-    classifiers = {"knn": lambda f: knn(train_f, train_y, f, k=k, temperature=temperature), "linear": probe}
+    classifiers = {"knn": lambda f: knn_votes(train_f, train_y, f, k=k, temperature=temperature), "linear": probe.scores}
     out, right = {"knn": {}, "linear": {}}, {"knn": {}, "linear": {}}
+    if int(train_y.max()) + 1 > 5:
+        out |= {"knn_top5": {}, "linear_top5": {}}
     for split in BACKGROUND_SPLITS if val_masks is not None else ("original",):
         f = val_f
         if split != "original":
             f = features(encoder, background_split(split, val_images, val_masks, val_labels), size, device)
         for name, classify in classifiers.items():
-            right[name][split] = (classify(f) == val_y).numpy()
+            scores = classify(f)
+            right[name][split] = (scores.argmax(1) == val_y).numpy()
             out[name][split] = float(right[name][split].mean())
+            if f"{name}_top5" in out:
+                out[f"{name}_top5"][split] = top_five(scores, val_y)
     if val_masks is not None:
         out["bg_gap"] = {name: out[name]["mixed_same"] - out[name]["mixed_rand"] for name in classifiers}
     train_truth, val_truth = (train_masks, val_masks) if val_masks is not None else (train_boxes, val_boxes)

@@ -49,7 +49,7 @@ def read_results(folder, recipes, seeds):
             if not path.is_file():
                 raise FileNotFoundError(f"{path}: recipe {recipe!r}, seed {seed} has no result; run dvc repro")
             result = json.loads(path.read_text())
-            for classifier in ("knn", "linear"):
+            for classifier in ("knn", "linear", *(n for n in ("knn_top5", "linear_top5") if n in result)):
                 rows += [
                     dict(recipe=recipe, seed=seed, classifier=classifier, split=split, accuracy=a)
                     for split, a in result[classifier].items()

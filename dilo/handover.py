@@ -100,11 +100,13 @@ def scores(path, recipe, seed):
     result = read_json(path)
     try:
         theirs = result["recipe"], result["seed"]
-        rows = [(f"`{s}`", result["knn"][s], result["linear"][s]) for s in result["knn"]]
+        named = {"knn": "kNN", "knn_top5": "kNN, top-5", "linear": "linear", "linear_top5": "linear, top-5"}
+        columns = [c for c in named if c in result or not c.endswith("top5")]
+        rows = {f"`{s}`": [f"{100 * result[c][s]:.1f}" for c in columns] for s in result["knn"]}
         gap = result.get("bg_gap")
         if gap:
-            rows.append(("BG-gap", gap["knn"], gap["linear"]))
-        lines = [f"| {name} | {100 * knn:.1f} | {100 * linear:.1f} |" for name, knn, linear in rows]
+            rows["BG-gap"] = [f"{100 * gap[c]:.1f}" if c in gap else "" for c in columns]
+        lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
         protocol = (
             "Accuracy in percent on held-out images, of two classifiers fitted on the frozen features of labelled "
             "training images: weighted nearest neighbours (kNN), and logistic regression (linear) whose L2 penalty, "
@@ -122,7 +124,8 @@ def scores(path, recipe, seed):
             " The other splits change or black out the background or the object (Xiao et al., ICLR 2021); BG-gap, in "
             "points, is `mixed_same` less `mixed_rand`."
         )
-    table = "\n".join(["| split | kNN | linear |", "|---|---:|---:|", *lines])
+    heads = [f"| split | {' | '.join(named[c] for c in columns)} |", "|---|" + "---:|" * len(columns)]
+    table = "\n".join([*heads, *lines])
     # of the path, what tells two files apart, and not where somebody's home is
     return f"From `{'/'.join(Path(path).parts[-2:])}`. {protocol}\n\n{table}"
 

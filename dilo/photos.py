@@ -25,7 +25,8 @@ from .files import check_outputs, claimed, read_json, read_table
 from .pictures import list_photos, tell
 from .feed import recipe_saliency
 from .localise import localisation
-from .probes import LinearProbe, MultiLabelProbe, average_precision, features, knn, mean_average_precision
+from .probes import LinearProbe, MultiLabelProbe, average_precision, features, knn_votes
+from .probes import mean_average_precision, top_five
 from .saliency_maps import saliency_maps
 from .train import made_by, pretrain
 
@@ -290,15 +291,20 @@ def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=None,
         to = np.array([told[c] for c in range(len(classes))])
     k = _neighbours(k, train_labels, photos)
     train_f, train_y = features(encoder, train_images, size, device), torch.from_numpy(train_labels)
-    classifiers = {"knn": lambda f: knn(train_f, train_y, f, k=k), "linear": LinearProbe(train_f, train_y)}
-    out = {name: {} for name in classifiers}
+    probe = LinearProbe(train_f, train_y)
+    classifiers = {"knn": lambda f: knn_votes(train_f, train_y, f, k=k), "linear": probe.scores}
+    out, five = {name: {} for name in classifiers}, class_map is None and len(classes) > 5
+    out |= {f"{name}_top5": {} for name in classifiers if five}
     for split, (images, labels, _) in sets.items():
         f = features(encoder, images, size, device)
         for name, classify in classifiers.items():
-            out[name][split] = float((to[classify(f).numpy()] == labels).mean())
+            scores = classify(f)
+            out[name][split] = float((to[scores.argmax(1).numpy()] == labels).mean())
+            if five:
+                out[f"{name}_top5"][split] = top_five(scores, torch.from_numpy(labels))
     if {"mixed_same", "mixed_rand"} <= set(splits):
         out["bg_gap"] = {name: out[name]["mixed_same"] - out[name]["mixed_rand"] for name in classifiers}
-    return out
+    return out | {"k": k}
 
 # %% ../nbs/28_photos.ipynb #36093782
 def read_coco(folder, split, size):

@@ -335,6 +335,15 @@ def study_page(
             "Percent right by weighted vote of the nearest training images, mean ± standard deviation over seeds. "
             "Neighbours cannot leave the background out, as a probe can.",
         ),
+        *(
+            table(
+                accuracy_table(results, classifier),
+                f"Top-5, {name}",
+                "Percent of images whose class is among the first five, mean ± standard deviation over seeds.",
+            )
+            for classifier, name in (("linear_top5", "linear probe"), ("knn_top5", "nearest neighbours"))
+            if (results.classifier == classifier).any()
+        ),
     ]
     looks = [
         picture(
