@@ -10,11 +10,13 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from pathlib import Path
 
 # %% ../nbs/34_cli.ipynb #63b85330
@@ -95,8 +97,7 @@ def _saliency(args):
     from dilo.saliency_maps import maps_array, saliency_folder
 
     table = saliency_folder(_folder(args.photos), args.out, _method(args), size=args.size, largest=args.largest,
-                            jobs=args.jobs, backend=args.backend, progress=not args.quiet,
-                            megapixels=args.max_megapixels)
+                            jobs=args.jobs, backend=args.backend, progress=not args.quiet)
     if args.array is not None:
         maps_array(args.out, args.array)
     bad = table[table.problem.notna()]
@@ -275,7 +276,10 @@ def _parser():
     def command(name, run, help, example):
         one = commands.add_parser(name, help=help, description=help, epilog=f"example: {example}",
                                   formatter_class=_Formatter)
-        one.set_defaults(run=run, complain=one.error)
+        one.set_defaults(run=run, complain=one.error, max_megapixels=None)
+        if name != "export" and name != "saliency-score":
+            one.add_argument("--max-megapixels", type=_number(int, 1), metavar="N",
+                             help="photos of more megapixels in memory are refused; without it 512")
         return one
 
     c = command("saliency", _saliency, "Writes the saliency map of each photo in a folder as a grey PNG of its size.",
@@ -293,7 +297,6 @@ def _parser():
     c.add_argument("--largest", type=_number(int, 1), default=400,
                    help="the method sees larger photos reduced to this longest side, px")
     c.add_argument("--jobs", type=int, default=-1, help="processes, -1: one for each core")
-    c.add_argument("--max-megapixels", type=_number(int, 1), default=512, help="larger photos are named and left out")
     c.add_argument("--backend", choices=("loky", "threading", "dask", "ray"), default="loky", help="where joblib runs them")
     c.add_argument("--array", type=_number(int, 1), metavar="SIDE",
                    help="also write all maps, SIDE x SIDE px, as one array: maps.npy")
@@ -401,6 +404,9 @@ def main(argv=None):
     args, unknown = _parser().parse_known_args(argv)
     if unknown:  # said by the command itself, with its own usage
         args.complain(f"unrecognized arguments: {' '.join(unknown)}")
+    warnings.filterwarnings("ignore", module="PIL")  # of what it leaves aside in a file; what it cannot read is an error
+    if args.max_megapixels is not None:
+        os.environ["DILO_MAX_MEGAPIXELS"] = str(args.max_megapixels)  # workers see it, too
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupted)  # `kill` ends a run as Ctrl-C does, and its processes with it
     try:

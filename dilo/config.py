@@ -49,6 +49,7 @@ class Data(Section):
     source: Literal["world", "folder"] = Field("world", description="the embedded world, or a folder of photos")
     folder: str | None = Field(None, description="ImageFolder tree with train/<class>/* and val/<class>/*")
     masks: str | None = Field(None, description="tree of masks with the layout of the folder")
+    mask_class: int | None = Field(None, ge=0, description="the foreground, where masks are pictures of class numbers")
     size: int = Field(64, ge=16, le=1024, description="side of the packed images, px")
     storage: Literal["auto", "packed", "streamed"] = Field(
         "auto", description="packed: decoded once, into an array; streamed: whenever needed; auto: packed if it fits"

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -554,7 +555,10 @@ def write_photos_index(out, photos, leave_out=()):
         raise ValueError(
             "\n".join(broken[:20]) + f"{more}\nreplace or remove these photos ({len(broken)} of {len(files)})"
         )
-    return _write_index(out, [("train", file.as_posix(), "", -1, "", "", "", "", "", "") for file in files])
+    index = _write_index(out, [("train", file.as_posix(), "", -1, "", "", "", "", "", "") for file in files])
+    if copies := int(index.sha256.duplicated().sum()):
+        print(f"{photos}: {copies} of {len(index)} photos are copies of others, and stay in", file=sys.stderr)
+    return index
 
 # %% ../nbs/01_data.ipynb #0748ee4f
 def _square(image, size, resample):

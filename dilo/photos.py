@@ -72,6 +72,10 @@ def photo_settings(count, recipe, changes=(), file=None):
     settings = parse_settings(values, name="settings")
     if count < 2:
         raise SettingsError(f"{count} photo is too few: each is told from the others, so at least 2 are needed")
+    own = settings.recipes[recipe]
+    least = 12 if own.background == "image" else 3
+    if own.probability > 0 and own.background != "grey" and count < least:
+        raise SettingsError(f"recipes.{recipe}.background = {own.background!r} is not allowed: it needs {least} photos")
     batch = settings.training(recipe).batch
     if batch > count:
         raise SettingsError(f"train.batch = {batch} is not allowed: there are {count} photos")

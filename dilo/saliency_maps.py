@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from . import filters, saliency, superpixels
 from .files import append_lines, claimed, new_array, open_array, read_table, write_atomically
-from .pictures import MEGAPIXELS, decode_photo, list_photos, tell
+from .pictures import decode_photo, list_photos, tell
 from .saliency import at_size
 from .saliency_scores import to_levels
 
@@ -192,11 +192,11 @@ def saliency_maps(images, method="rbd", size=224, jobs=1, progress=True, out=Non
     return maps
 
 # %% ../nbs/07_saliency_maps.ipynb #caa78ef8
-def read_photo(file, largest, megapixels=MEGAPIXELS):
+def read_photo(file, largest):
     """RGB image uint8 `(h, w, 3)`, its longest side at most `largest` px, and the photo's own (H, W), by `decode_photo`.
 
     `ValueError` naming a file that is broken, too large or no photo."""
-    image, size = decode_photo(Path(file).read_bytes(), file, largest, megapixels)
+    image, size = decode_photo(Path(file).read_bytes(), file, largest)
     if max(image.size) > largest:
         scale = largest / max(image.size)
         image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
@@ -218,7 +218,7 @@ def _signed():
     about.add_text("Software", "dilo saliency")
     return about
 
-def _write_maps(photos, folder, out, method, size, largest, known, megapixels):
+def _write_maps(photos, folder, out, method, size, largest, known):
     "One record for each photo: its size and checksum, its map's file, and the problem where there is one."
     records = []
     for photo, target in photos:
@@ -232,7 +232,7 @@ def _write_maps(photos, folder, out, method, size, largest, known, megapixels):
             records.append(known[photo])
             continue
         try:
-            image, (record["height"], record["width"]) = read_photo(folder / photo, largest, megapixels)
+            image, (record["height"], record["width"]) = read_photo(folder / photo, largest)
         except ValueError as error:
             records.append({**record, "map": None, "problem": str(error).removeprefix(f"{folder / photo}: ")})
             continue
@@ -261,8 +261,7 @@ def _known(record, made_by):
     return {photo: entry for photo, entry in done.items() if entry["problem"] is None}
 
 # %% ../nbs/07_saliency_maps.ipynb #91084a94
-def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, progress=True, backend="loky",
-                    megapixels=MEGAPIXELS):
+def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, progress=True, backend="loky"):
     """Writes the map of every photo below `photos` as out/<same place>.png; the index, also in out/index.csv, as a table.
 
     Columns: photo, map (relative paths), height, width (pixels), sha256 (of the photo), problem (None where all is well) and
@@ -270,7 +269,7 @@ def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, pr
     `method`: a name in `METHODS` or a function of an image; photos are brought to a longest side of `size` to
     `largest` px for it (see `at_size`), maps are of the photo's own size. `jobs`: processes, -1 for all
     cores; `backend`: one of `BACKENDS` (with `dask` and `ray`, all machines must see both folders at the same place). Called
-    again, it makes only what is missing, changed or was made otherwise. Larger photos than `megapixels` are problems.
+    again, it makes only what is missing, changed or was made otherwise.
     What looks like a photo and is not read is named on standard error. `FileExistsError` where `out` holds what this did not
     write, `ValueError` where it is `photos` or another run is at work in it.
     `FileNotFoundError` or `ValueError` for a folder without photos or arguments it cannot use, `OSError` where `out` cannot
@@ -284,7 +283,7 @@ def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, pr
     with claimed(out, "dilo saliency", [photos]):
         tell(listing, photos)
         made_by = _made_by(function, name, size, largest)
-        share = partial(_write_maps, method=function, size=size, largest=largest, megapixels=megapixels)
+        share = partial(_write_maps, method=function, size=size, largest=largest)
         with _backend(backend, jobs):
             return _fill(Path(photos).resolve(), Path(out).resolve(), listed, name, function, share, made_by, jobs, progress,
                          backend)

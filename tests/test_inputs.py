@@ -1,12 +1,17 @@
 "What a user hands over: nothing of it is written over, and nothing of it is read wrongly in silence."
 
 import hashlib
+import io
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 from test_cli import dilo
@@ -14,6 +19,7 @@ from test_cli import dilo
 from dilo.checkpoints import save_encoder
 from dilo.files import claimed
 from dilo.models import Encoder
+from dilo.pictures import decode_photo, list_photos, read_mask
 
 
 def sums(folder):
@@ -202,3 +208,131 @@ def test_masks_are_read_by_one_reader(tmp_path, labelled, cat):
         write(picture)
         for command in (score, evaluate, ("saliency-train", "labelled", "--masks", "masks", "--out", "n.safetensors")):
             assert "masks/" in dilo(*command, status=2, cwd=tmp_path)[1]
+
+
+def test_heic_is_read_like_any_photo(tmp_path, photos, cat):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(cat).save(photos / "IMG_0001.HEIC", quality=-1)
+    stdout, error = dilo("saliency", "photos", "--out", "m", "--method", "ft", "--jobs", 1, cwd=tmp_path)
+    assert "5 maps" in stdout and "not read" not in error
+    assert Image.open(tmp_path / "m/IMG_0001.png").size == cat.size
+
+
+def test_large_photos_are_read_small_or_refused_with_the_option(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (16320, 12240), "red").save(folder / "large.jpg")
+    Image.new("RGB", (20000, 2), "red").save(folder / "panorama.png")
+    command = ("saliency", "photos", "--out", "m", "--method", "centre", "--jobs", 1, "--quiet")
+    _, error = dilo(*command, "--max-megapixels", 1, status=1, cwd=tmp_path)
+    assert "has 200 megapixels, and 1 are allowed (--max-megapixels)" in error
+    dilo(*command, cwd=tmp_path)
+
+
+def malformed(rng):
+    "Bytes that are no whole picture: cut, with bits turned over, or nothing of the kind."
+    kind = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")[rng.integers(9)]
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (24, 36, 3), dtype=np.uint8)).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    what = rng.integers(3)
+    if what == 0:
+        return kind, bytes(content[: rng.integers(len(content))])
+    if what == 1:
+        for place in rng.integers(0, min(200, len(content)), 8):
+            content[place] ^= 1 << rng.integers(8)
+        return kind, bytes(content)
+    return kind, rng.bytes(rng.integers(300))
+
+
+def test_malformed_pictures_end_no_command_in_a_traceback(tmp_path, labelled, capfd):
+    "200 malformed files over all commands: each says what is wrong, and no file changes that it did not write."
+    from dilo.cli import main
+
+    rng = np.random.default_rng(0)
+    endings = dict(JPEG="jpg", TIFF="tif", JPEG2000="jp2")
+    broken = tmp_path / "broken"
+    for number in range(200):
+        kind, content = malformed(rng)
+        place = broken / ("train", "val")[number % 2] / f"c{number // 2 % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.{endings.get(kind, kind.lower())}").write_bytes(content)
+    some = sorted(broken.rglob("*.*"))[::10]
+    before, whole = sums(broken), sums(labelled)
+    commands = [
+        ("saliency", broken, "--out", tmp_path / "m", "--method", "ft", "--jobs", 1, "--quiet"),
+        ("pretrain", broken, "--out", tmp_path / "run", "--dry-run", "--jobs", 1, "--quiet"),
+        ("evaluate", tmp_path / "e.safetensors", broken, "--size", 32),
+        ("evaluate", tmp_path / "e.safetensors", broken, "--size", 32, "--masks", broken),
+        ("saliency-score", broken, broken),
+        ("saliency-train", broken, "--masks", broken, "--out", tmp_path / "n.safetensors", "--jobs", 1, "--quiet"),
+        *(("preview", file, "--out", tmp_path / "s.png", "--method", "centre", "--size", 16, "--quiet") for file in some),
+        *(("preview", labelled / "train/c0/0.png", "--map", f, "--out", tmp_path / "s.png", "--size", 16) for f in some),
+        *(("saliency", labelled, "--out", tmp_path / "w", "--method", m, "--weights", f) for f in some[:4]
+          for m in ("net", "activation")),
+        *(("evaluate", f, labelled) for f in some[:8]),
+        *(("evaluate", tmp_path / "e.safetensors", labelled, "--boxes", f) for f in some[:8]),
+    ]  # fmt: skip
+    for command in commands:
+        status = main([str(argument) for argument in command])
+        error = capfd.readouterr().err
+        assert status in (0, 1, 2) and "Traceback" not in error and "did not foresee" not in error, (command, error)
+        assert status == 0 or error.strip(), command
+    assert sums(broken) == before and sums(labelled) == whole
+
+
+names = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(names, st.sampled_from(["", ".png", ".JPG", ".txt", ".CR2", ".heic"])), max_size=8))
+def test_every_file_of_a_folder_is_listed_named_or_counted(entries):
+    with tempfile.TemporaryDirectory() as folder:
+        made = set()
+        for name, ending in entries:
+            if name not in (".", ".."):
+                made.add(name + ending)
+                (Path(folder) / (name + ending)).write_bytes(b"something")
+        try:
+            found = list_photos(folder)
+        except ValueError as error:
+            assert "holds no photos" in str(error)
+            return
+        unread = [name for some in found.unread.values() for name in some]
+        assert len(found.photos) + len(unread) + found.others + found.hidden == len(made)
+        assert {p.as_posix() for p in found.photos} <= made and set(unread) <= made
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(["x.png", "x.jpg", "x.heic"]))
+def test_any_bytes_are_a_photo_or_a_named_error(content, name):
+    try:
+        image, size = decode_photo(content, name)
+    except ValueError as error:
+        assert str(error).startswith(f"{name}: ")
+    else:
+        assert image.mode == "RGB" and image.size == size[::-1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]), st.integers(1, 6), st.integers(1, 6), st.data())
+def test_any_picture_is_a_mask_with_foreground_or_a_named_error(mode, height, width, data):
+    count = height * width * {"LA": 2, "RGB": 3, "RGBA": 4}.get(mode, 1)
+    values = data.draw(st.lists(st.sampled_from([0, 1, 2, 127, 128, 254, 255]), min_size=count, max_size=count))
+    pixels = np.array(values, np.uint16 if mode == "I;16" else np.uint8).reshape(height, width, -1)
+    pixels = pixels if mode in ("LA", "RGB", "RGBA") else pixels[..., 0]
+    picture = Image.fromarray(pixels > 0) if mode == "1" else Image.fromarray(pixels)
+    if mode == "P":
+        picture.putpalette(data.draw(st.sampled_from([list(range(256)) * 3, sorted(list(range(256)) * 3)])))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "m.png"
+        picture.save(file)
+        try:
+            mask = read_mask(file, (height, width))
+        except ValueError as error:
+            assert str(error).startswith(f"{file}: ")
+        else:
+            assert mask.dtype == np.uint8 and mask.shape == (height, width) and mask.max() >= 128
+        if mode in ("L", "P"):
+            chosen = values[0]
+            assert (read_mask(file, mask_class=chosen) == (pixels == chosen) * 255).all()
