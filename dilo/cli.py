@@ -93,7 +93,6 @@ def _method(args):
 
 # %% ../nbs/34_cli.ipynb #22248674
 def _saliency(args):
-    from dilo.pictures import list_photos
     from dilo.saliency_maps import maps_array, saliency_folder
 
     table = saliency_folder(_folder(args.photos), args.out, _method(args), size=args.size, largest=args.largest,
@@ -103,8 +102,6 @@ def _saliency(args):
     bad = table[table.problem.notna()]
     if not args.quiet:
         print(f"{len(table) - len(bad)} maps in {args.out}, listed in {Path(args.out) / 'index.csv'}")
-        if left_out := list_photos(args.photos, [args.out]).left_out():
-            print(f"left out in {args.photos}: {left_out}")
     for photo, problem in zip(bad.photo, bad.problem):
         print(f"{photo}: {problem}", file=sys.stderr)
     return 1 if len(bad) else 0

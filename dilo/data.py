@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .files import new_array, open_array, read_json, read_table, write_atomically
-from .pictures import decode_photo, list_photos, pair_masks, read_mask, tell
+from .pictures import decode_photo, list_classes, list_photos, pair_masks, read_mask, tell
 
 # %% ../nbs/01_data.ipynb #a375fd59
 # the label is the position; family i is the one that class i prefers
@@ -457,27 +457,6 @@ def read_index(folder):
     boxes = {c: pd.to_numeric(table[c].where(table[c] != "")).astype("Int64") for c in ("x0", "y0", "x1", "y1")}
     return table.assign(label=table.label.astype(np.int64), **boxes)
 
-# %% ../nbs/01_data.ipynb #d9ed5f5d
-def _list_split(root):
-    "Class name -> image paths of a folder of class folders, both in ImageFolder's order."
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; photos must lie in train/<class>/ and val/<class>/")
-    found = {}
-    for name in sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        try:
-            listing = list_photos(root / name)
-        except ValueError as error:
-            raise ValueError(f"{error}; add some or remove the folder") from error
-        tell(listing, root / name)
-        order = sorted(listing.photos, key=lambda photo: (os.path.dirname(photo), photo.name))
-        found[name] = [root / name / photo for photo in order]
-    if not found:
-        raise ValueError(f"{root}: has no class folders; photos must lie in {root.name}/<class>/")
-    return found
-
-
-
-
 # %% ../nbs/01_data.ipynb #5bde2d7f
 def _in_threads(function, files, what):
     "Results of a function of files in their order; pieces, so that a million files do not wait in memory."
@@ -511,7 +490,7 @@ def write_folder_index(out, photos, masks=None):
     for folder in (photos, masks):
         if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
-    splits = {split: _list_split(photos / split) for split in ("train", "val")}
+    splits = {split: list_classes(photos / split, count=True) for split in ("train", "val")}
     if differing := sorted(set(splits["train"]) ^ set(splits["val"])):
         raise ValueError(
             f"{photos}: train and val must have the same classes, but only one of them has "
@@ -540,14 +519,14 @@ def _problem(file):
         return str(error)
 
 
-def write_photos_index(out, photos, leave_out=()):
+def write_photos_index(out, photos, leave_out=(), count=False):
     """The index, also written to out/index.csv, of all photos below a folder, whatever its layout: all in train and
-    unlabelled; `leave_out`: folders to pass over. Raises FileNotFoundError or ValueError
-    naming a folder that is not there or holds no photos, and
+    unlabelled; `leave_out`: folders to pass over; `count`: as in `dilo.pictures.tell`. Raises FileNotFoundError or
+    ValueError     naming a folder that is not there or holds no photos, and
     ValueError naming the photos that cannot be read."""
     folder = Path(photos).resolve()
     listing = list_photos(folder, leave_out)
-    tell(listing, photos)
+    tell(listing, photos, count)
     files = [folder / photo for photo in listing.photos]
     broken = [problem for problem in _in_threads(_problem, files, "checking photos") if problem]
     if broken:

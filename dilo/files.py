@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import socket
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +29,13 @@ def write_atomically(path, write):
         write(part)
         with open(part, "rb") as f:
             os.fsync(f.fileno())
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        code = getattr(error, "errno", None)
+        if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 2**20:
+            code = errno.ENOSPC  # torch does not say so
         part.unlink(missing_ok=True)
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        if code is not None and getattr(error, "filename", None) is None:
+            raise OSError(code, os.strerror(code), str(path)) from error
         raise
     os.replace(part, path)
 

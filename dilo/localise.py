@@ -129,6 +129,8 @@ def localisation(encoder, probe, train_images, train_truth, val_images, val_trut
         there = (masks >= 128).any((1, 2, 3))
         if not there.any():
             raise ValueError("no image has a mask or a box in it, so there is nothing to find")
+        if (masks[there] >= 128).all():
+            raise ValueError("every mask or box covers its whole image, so every map is right; are these the true ones?")
         if isinstance(truth, list):
             boxes = [own for own, one in zip(truth, there) if one]
         images, masks = np.asarray(images[rows[there]]), masks[there, 0]

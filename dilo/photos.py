@@ -22,7 +22,7 @@ from .checkpoints import OtherRun, differences, load_encoder
 from .data import BACKGROUND_SPLITS, Streamed, open_arrays, pack, write_folder_index, write_photos_index
 from .evaluate import evaluate
 from .files import check_outputs, claimed, read_json, read_table
-from .pictures import list_photos, tell
+from .pictures import list_classes, list_photos
 from .feed import recipe_saliency
 from .localise import localisation
 from .probes import LinearProbe, MultiLabelProbe, average_precision, features, knn_votes
@@ -116,7 +116,7 @@ def pretrain_photos(
 
 def _pretrained(photos, out, recipe, seed, changes, file, jobs, progress, dry_run):
     "The history of `pretrain_photos`, in a folder that is this process's."
-    index = write_photos_index(out / "index", photos, [out])
+    index = write_photos_index(out / "index", photos, [out], count=progress)
     settings = photo_settings(len(index), recipe, changes, file)
     train = settings.training(recipe)
     if progress:
@@ -211,9 +211,7 @@ def evaluate_photos(weights, photos, *, masks=None, boxes=None, size=None, k=Non
         index = write_folder_index(folder, photos, masks)
     parts = {split: index[index.split == split] for split in ("train", "val")}
     k = _neighbours(k, parts["train"].label, photos)
-    copies = parts["val"].sha256.isin(parts["train"].sha256)
-    if copies.all():
-        raise ValueError(f"{Path(photos) / 'val'}: every photo is in train, too; an encoder is measured on others")
+    copies = _copies(parts["train"].sha256, parts["val"].sha256, Path(photos) / "val")
     all_boxes = None if boxes is None else _box_table(boxes, photos, list(index.path), size)
     for split, part in parts.items() if boxes is not None else ():
         if not any(len(all_boxes[row]) for row in part.index):
@@ -226,8 +224,16 @@ def evaluate_photos(weights, photos, *, masks=None, boxes=None, size=None, k=Non
         if boxes is not None:
             options[f"{split}_boxes"] = all_boxes[part.index[0] : part.index[-1] + 1]
     out = evaluate(encoder, *sides, size=size, k=k, device=device, **options)
-    return out | {"k": k} | ({"val_also_in_train": int(copies.sum())} if copies.any() else {})
+    return out | {"k": k} | ({"val_also_in_train": copies} if copies else {})
 
+
+
+def _copies(train, val, folder):
+    "How many of the checksums `val`, of photos in `folder`, are in `train`, too. ValueError where all are."
+    copies = int(np.isin(np.asarray(val), np.asarray(train)).sum())
+    if copies == len(val):
+        raise ValueError(f"{folder}: every photo is in train, too; an encoder is measured on others")
+    return copies
 
 
 def _neighbours(k, labels, photos):
@@ -245,21 +251,12 @@ def _neighbours(k, labels, photos):
 def class_folders(root, size):
     """Images, decoded as they are needed to uint8 `(N, 3, size, size)`, labels int64 `(N,)` and names of classes of the
     photos in root/<class>/. FileNotFoundError naming a folder that is not there or has an empty class."""
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; photos must lie in {root}/<class>/")
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise FileNotFoundError(f"{root}: has no class folders; photos must lie in {root}/<class>/")
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        listing = list_photos(root / name)
-        tell(listing, root / name)
-        paths += [root / name / photo for photo in listing.photos]
-        labels += [label] * len(listing.photos)
+    found = list_classes(root)
+    paths = [path for files in found.values() for path in files]
+    labels = [label for label, files in enumerate(found.values()) for _ in files]
     sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     index = pd.DataFrame(dict(path=[str(path.resolve()) for path in paths], mask="", sha256=sums))
-    return Streamed("/", index, size), np.array(labels, np.int64), classes
+    return Streamed("/", index, size), np.array(labels, np.int64), list(found)
 
 
 def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=None, k=None, device=None):
@@ -365,12 +362,14 @@ def evaluate_coco(weights, folder, *, train="train2017", val="val2017", size=Non
     val_images, val_present, own, val_boxes = read_coco(folder, val, size)
     if names != own:
         raise ValueError(f"{folder}: {val} has other classes than {train}")
+    copies = _copies(train_images.sums, val_images.sums, Path(folder) / val)
     probe = MultiLabelProbe(features(encoder, train_images, size, device), train_present)
     scores = probe(features(encoder, val_images, size, device)).numpy()
     precision = {name: average_precision(s, p) for name, s, p in zip(names, scores.T, val_present.T) if p.any()}
     chance = val_present.mean(0)[val_present.any(0)].mean()
     out = dict(map=mean_average_precision(scores, val_present), average_precision=precision)
     out |= dict(penalty=probe.penalty, chance=float(chance))
+    out |= {"val_also_in_train": copies} if copies else {}
     if train_boxes is not None and val_boxes is not None:
         sides = train_images, train_boxes, val_images, val_boxes
         out["localisation"] = localisation(encoder, None, *sides, size, device)

@@ -281,7 +281,7 @@ def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, pr
     _check_backend(backend, jobs)
     at_size(function, np.zeros((2, 2, 3), np.uint8), size, largest)  # an error in the sizes comes before anything is written
     with claimed(out, "dilo saliency", [photos]):
-        tell(listing, photos)
+        tell(listing, photos, progress)
         made_by = _made_by(function, name, size, largest)
         share = partial(_write_maps, method=function, size=size, largest=largest)
         with _backend(backend, jobs):

@@ -229,10 +229,10 @@ def _read_row(photo, mask, mask_class=None):
 def _sum_of(file):
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else None
 
-def _with_masks(photos, masks, leave_out):
+def _with_masks(photos, masks, leave_out, count=False):
     "Paths of the photos below a folder, each with that of its mask; `FileNotFoundError` naming a photo without one."
     listing = list_photos(photos, leave_out)
-    tell(listing, photos)
+    tell(listing, photos, count)
     files = [Path(photos) / photo for photo in listing.photos]
     return list(zip(files, [None] * len(files) if masks is None else pair_masks(listing.photos, masks, photos)))
 
@@ -244,7 +244,7 @@ def pack_photos(photos, work, masks=None, jobs=1, progress=True, mask_class=None
     `rows`: numbers of those that could be read, `problems`: what is wrong with the others, one line each. They are kept
     in the folder `work`, and made again only where a photo or a mask has changed. `ValueError` naming a photo without a
     mask, or a folder of which none can be read."""
-    work, pairs = Path(work), _with_masks(photos, masks, [work])
+    work, pairs = Path(work), _with_masks(photos, masks, [work], progress)
     work.mkdir(parents=True, exist_ok=True)
     listed = [[str(photo), _sum_of(photo), mask and [_sum_of(mask), mask_class]] for photo, mask in pairs]
     record = work / "photos.json"
@@ -457,7 +457,7 @@ def train_supervised(photos, masks, out, *, epochs=12, seed=0, jobs=1, progress=
     `DUTS-TR/DUTS-TR-Image`, masks `DUTS-TR/DUTS-TR-Mask`. A mask is white on black, of its photo's size; `mask_class`: as in
     `dilo.pictures.read_mask`."""
     out, work = _checked(out, epochs, 1, [photos, masks])
-    _with_masks(photos, masks, [work])  # an error comes before anything is written
+    pair_masks(list_photos(photos, [work]).photos, masks, photos)  # an error comes before anything is written
     with claimed(work, "dilo saliency-train", [photos, masks]):
         images, drawn, rows, problems = pack_photos(photos, work, masks, jobs, progress, mask_class)
         made = _made("masks", photos, epochs, seed, work)

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def test_no_command_writes_over_what_it_was_given(tmp_path, photos):
 def test_maps_below_the_photos_are_not_taken_for_photos(tmp_path, photos):
     for _ in range(2):
         stdout, _ = dilo("saliency", "photos", "--out", "photos/maps", "--method", "ft", "--jobs", 1, cwd=tmp_path)
-        assert "4 maps" in stdout and "1 folders that dilo wrote" in stdout
+        assert "4 maps" in stdout
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy/a.png").write_bytes((photos / "maps/0.png").read_bytes())
     _, error = dilo("saliency", "copy", "--out", "m", "--method", "ft", "--jobs", 1, "--quiet", status=1, cwd=tmp_path)
@@ -97,7 +99,7 @@ def test_what_is_not_read_is_named(tmp_path, photos, cat):
     (photos / "gone.png").symlink_to(photos / "nowhere.png")
     (photos / "notes.txt").write_text("no photo")
     stdout, error = dilo("saliency", "photos", "--out", "m", "--method", "ft", "--jobs", 1, cwd=tmp_path)
-    assert "4 maps" in stdout and "1 other files" in stdout
+    assert "4 maps" in stdout and "1 other files" in error
     for name in ("IMG_1.CR2", "bare", "caf\\xe9.png", "gone.png"):
         assert name in error, error
 
@@ -279,6 +281,38 @@ def test_malformed_pictures_end_no_command_in_a_traceback(tmp_path, labelled, ca
         assert status in (0, 1, 2) and "Traceback" not in error and "did not foresee" not in error, (command, error)
         assert status == 0 or error.strip(), command
     assert sums(broken) == before and sums(labelled) == whole
+
+
+@pytest.fixture
+def little(tmp_path):
+    "A disk of 3 MB."
+    place = tmp_path / "little"
+    place.mkdir()
+    if shutil.which("mount") is None or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True
+    ).returncode:
+        pytest.skip("needs to be allowed to mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path, photos, little):
+    small = ("--recipe", "moco", "--size", 32, "--quiet", "--set", "data.size=32", "--set")
+    rng = np.random.default_rng(0)
+    (tmp_path / "noise").mkdir()
+    for number in range(40):
+        noise = Image.fromarray(rng.integers(0, 256, (400, 400, 3), dtype=np.uint8))
+        noise.save(tmp_path / f"noise/{number}.jpg")
+    for command in [
+        ("pretrain", photos, "--out", little / "run", "--epochs", 2, *small, "model.width=16"),
+        ("saliency-train", "noise", "--out", little / "n.safetensors", "--epochs", 3, "--jobs", 1, "--quiet"),
+        ("saliency", "noise", "--out", little / "m", "--method", "sr", "--array", 400, "--jobs", 1, "--quiet"),
+    ]:
+        _, error = dilo(*command, status=2, cwd=tmp_path)
+        assert "No space left on device" in error and str(little) in error, error
+        assert not list(little.rglob("*.part"))
+        for file in sorted(little.rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
 
 
 names = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=12)
