@@ -78,7 +78,7 @@ def photo_settings(count, recipe, changes=(), file=None):
         raise SettingsError(f"recipes.{recipe}.background = {own.background!r} is not allowed: it needs {least} photos")
     batch = settings.training(recipe).batch
     if batch > count:
-        raise SettingsError(f"train.batch = {batch} is not allowed: there are {count} photos")
+        raise SettingsError(f"train.batch = {batch} is not allowed: at most the {count} images there are")
     return settings
 
 

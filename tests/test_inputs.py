@@ -152,7 +152,7 @@ def test_settings_are_read_as_dvc_writes_them(tmp_path, photos):
         _, error = dilo(*command, "--set", change, status=2, cwd=tmp_path)
         assert len(error) < 1000, error
     _, error = dilo(*command, "--batch", 16, status=2, cwd=tmp_path)
-    assert "train.batch = 16 is not allowed: there are 4 photos" in error
+    assert "train.batch = 16 is not allowed: at most the 4 images" in error
 
 
 def test_broken_files_of_a_run_are_named(tmp_path, photos):
