@@ -4,13 +4,17 @@
 # make lab      opens the notebooks in JupyterLab
 # make export   writes dilo/ and README.md from the notebooks
 # make lint     checks style
+# make docs     builds the site of notebooks, how-to pages and reference, and says where it is
 
 PYTHON ?= python3
 PROFILE ?= default
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SETUP := .venv/.installed
 
-.PHONY: setup repro test lab export lint
+.PHONY: help setup repro test lab export lint docs
+
+help:
+	@sed -n 's/^# //p' Makefile
 
 setup: $(SETUP)
 	@echo "Ready: source $(CURDIR)/.venv/bin/activate, then dilo --help; or make repro"
@@ -21,8 +25,8 @@ repro: $(SETUP)
 	@echo "The report: $(CURDIR)/reports/index.html"
 
 test: $(SETUP)
-	nbdev_test --n_workers 0 --timing
-	pytest
+	nbdev_test --n_workers 2
+	pytest -n 2 --dist loadgroup
 
 lab: $(SETUP)
 	jupyter lab nbs
@@ -30,10 +34,14 @@ lab: $(SETUP)
 export: $(SETUP)
 	nbdev_clean
 	nbdev_export
-	python -m dilo.workflow readme
+	python -m dilo.study.workflow readme
 
 lint: $(SETUP)
-	ruff check nbs tests benchmarks
+	ruff check nbs docs tests benchmarks
+
+docs: $(SETUP)
+	sphinx-build -q -W --keep-going -j auto -c docs -d _docs/doctrees . _docs/html
+	@echo "The site: $(CURDIR)/_docs/html/index.html"
 
 $(SETUP): requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 10) else 'dilo needs Python >= 3.10: make PYTHON=python3.11 ...')"

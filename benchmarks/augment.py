@@ -38,8 +38,8 @@ from torchvision.transforms import v2
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dilo.augment import IMAGENET, PasteLaw, make_views, moco_v2
 from dilo.data import render_world
+from dilo.augmentation import IMAGENET, PasteLaw, make_views, moco_v2
 
 STORED = {32: 32, 64: 64, 128: 160, 224: 256}
 COUNT = {32: 512, 64: 256, 128: 64, 224: 32}

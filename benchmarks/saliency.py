@@ -27,9 +27,8 @@ from skimage.segmentation import slic
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dilo.saliency import METHODS, at_size, gs, mb, mc, mr, rbd
-from dilo.saliency_scores import score
-from dilo.superpixels import superpixels
+from dilo.saliency import METHODS, at_size, gs, mb, mc, mr, rbd, score
+from dilo.saliency.superpixels import superpixels
 
 FOLDERS = ("saliency_objects", "saliency_people")
 
@@ -58,7 +57,7 @@ def timed(function, images, runs=3):
 
 
 def peer_slic(image):
-    "scikit-image's SLIC with as many superpixels as `dilo.superpixels` makes by default."
+    "scikit-image's SLIC with as many superpixels as `dilo.saliency.superpixels` makes by default."
     return slic(image, round(image.shape[0] * image.shape[1] / 600), 20, max_num_iter=10, start_label=0)
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import psutil
 
 from dilo.data import render_world
-from dilo.saliency_maps import saliency_folder, saliency_maps
+from dilo.saliency import saliency_folder, saliency_maps
 
 DATA = Path(os.environ.get("DILO_REAL_DATA", ROOT.parent / "shared/data"))
 

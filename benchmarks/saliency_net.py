@@ -23,9 +23,7 @@ import torch
 from PIL import Image
 from saliency import FOLDERS, pairs, timed
 
-from dilo.saliency import METHODS
-from dilo.saliency_net import CUES, TEACHERS, load_saliency_net, train_label_free
-from dilo.saliency_scores import score
+from dilo.saliency import CUES, METHODS, TEACHERS, load_saliency_net, score, train_label_free
 
 DATA = Path(os.environ.get("DILO_REAL_DATA", ROOT.parent / "shared/data"))
 

@@ -20,9 +20,9 @@ sys.path.insert(0, str(ROOT))
 
 from dilo.config import load_settings
 from dilo.data import render_scenes
-from dilo.models import Encoder
-from dilo.saliency_scores import energy_inside
-from dilo.scene import Scene
+from dilo.saliency import energy_inside
+from dilo.training import Encoder
+from dilo.training.methods.scene import Scene
 
 SOURCES = ("border", "activation", "contracam", "centre")
 

@@ -91,15 +91,15 @@ def settings_of(case):
 def run_dilo(case):
     "Images a second, share of a step outside forward, backward and optimiser."
     from dilo.data import render_world
-    from dilo.train import Run
+    from dilo.training import Run
 
     world = render_world(IMAGES, size=SIZE)
     folder = Path(tempfile.mkdtemp())
     run = Run(settings_of(case), "case", 0, world.images, np.arange(IMAGES), folder, world.masks, False)
     network, steps = Timer(), []
-    run.method.forward = network.around(run.method.forward)
+    run.learner.method.forward = network.around(run.learner.method.forward)
     run.accelerator.backward = network.around(run.accelerator.backward)
-    run.optimiser.step = network.around(run.optimiser.step)
+    run.learner.optimiser.step = network.around(run.learner.optimiser.step)
     take_step = run.take_step
 
     def timed_step(parts):

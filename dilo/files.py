@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARK', 'LOCK', 'write_atomically', 'append_lines', 'new_array', 'open_array', 'read_json', 'write_json', 'read_table',
-           'written_by', 'check_outputs', 'claimed']
+           'written_by', 'check_outputs', 'check_inside', 'claimed']
 
 # %% ../nbs/00_files.ipynb #0d0646a9
 import errno
@@ -50,7 +50,7 @@ def append_lines(path, lines):
 
 # %% ../nbs/00_files.ipynb #dc10fa19
 def new_array(path, shape):
-    "A new memory map uint8 of that shape in the .npy file `path`, its space taken. OSError names the file."
+    "A new memory map uint8 of that shape in the .npy file `path`, with its disk space reserved. OSError names the file."
     try:
         array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):
@@ -99,14 +99,18 @@ def write_json(path, values):
     write_atomically(path, lambda part: part.write_text(text))
 
 
-def read_table(path, columns=(), remedy="write it again", **options):
-    "The DataFrame in a CSV file. ValueError naming a file that is none or lacks one of `columns`, with `remedy`."
+def read_table(path, columns=(), remedy="write it again", least=0, **options):
+    "The DataFrame in a CSV file. ValueError naming a file that is none, lacks one of `columns` or has too few rows."
     try:
         table = pd.read_csv(path, **options)
+    except IsADirectoryError:
+        raise ValueError(f"{path}: is a folder; give a CSV file") from None
     except ValueError as error:  # of all kinds: empty, not text, lines of different lengths
         raise ValueError(f"{path}: cannot be read as CSV ({str(error).strip()}); {remedy}") from error
     if missing := [name for name in columns if name not in table.columns]:
         raise ValueError(f"{path}: has no column {', '.join(missing)}; {remedy}")
+    if len(table) < least:
+        raise ValueError(f"{path}: has {len(table)} rows, and needs {least}; {remedy}")
     return table
 
 # %% ../nbs/00_files.ipynb #eef2c9fb
@@ -114,51 +118,72 @@ MARK, LOCK = ".dilo", ".dilo.lock"
 
 
 def written_by(folder):
-    "The command that wrote a folder, as its mark says; None where it has none."
+    "The command that wrote a folder, as its mark says; None if it has no mark."
     try:
         return json.loads((Path(folder) / MARK).read_text()).get("written_by")
     except (OSError, ValueError, AttributeError):
         return None
 
 
+def _check_apart(out, folder, inputs):
+    "ValueError where an output, a folder or a file, is an input, holds one, or is a picture among photos that are read."
+    place = out.resolve()
+    for one in map(Path, filter(None, inputs)):
+        there = one.resolve()
+        if place == there or (out.exists() and one.exists() and out.samefile(one)):
+            raise ValueError(f"{out}: is also what the command reads; give another place to write to")
+        if folder and there.is_relative_to(place):
+            raise ValueError(f"{out}: holds {one}, which the command reads; give another folder to write to")
+        picture = place.suffix.lower() in (".png", ".jpg", ".jpeg")
+        if not folder and picture and one.is_dir() and place.is_relative_to(there):
+            raise ValueError(f"{out}: lies in {one}, whose photos are read; give another place to write to")
+
+
+def _check_own(out, folder, own):
+    "FileExistsError where an output is there already and is not the command's own."
+    if folder and out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: is a file; give a folder")
+    if folder and out.is_dir() and written_by(out) != own:
+        if any(not entry.name.startswith(".") for entry in out.iterdir()):
+            raise FileExistsError(f"{out}: holds something that `{own}` did not write; give a new or an empty folder")
+    if not folder and out.is_dir():
+        raise FileExistsError(f"{out}: is a folder; give a file")
+    if not folder and out.exists() and not own(out):
+        raise FileExistsError(f"{out}: is there already, and this command did not write it; give another name")
+
+# %% ../nbs/00_files.ipynb #3e125504
 def check_outputs(outputs, inputs):
     """Refuses outputs that would replace what a command was given, or what it did not write.
 
-    outputs: dictionary from a path to the name of the command for a folder, or, for a file, to a function of its path:
-    whether the file that is there is the command's own. inputs: paths, None for none. A folder may lie inside an input
-    (listings leave it out), a file too, if it is no picture. Raises ValueError or FileExistsError naming the path, before
-    anything is written."""
+    outputs: dictionary from each path to whose it is. For a folder that is the name of the command; for a file, a function
+    that says of a path whether the file there is the command's own. inputs: paths, None for none. A folder may lie inside an
+    input (listings leave it out), and so may a file that is no picture.
+
+    Raises ValueError or FileExistsError naming the path."""
     for out, own in outputs.items():
-        out, place = Path(out), Path(out).resolve()
-        folder = isinstance(own, str)
-        for one in map(Path, filter(None, inputs)):
-            there = one.resolve()
-            if place == there or (out.exists() and one.exists() and out.samefile(one)):
-                raise ValueError(f"{out}: is also what the command reads; give another place to write to")
-            if folder and there.is_relative_to(place):
-                raise ValueError(f"{out}: holds {one}, which the command reads; give another folder to write to")
-            picture = place.suffix.lower() in (".png", ".jpg", ".jpeg")
-            if not folder and picture and one.is_dir() and place.is_relative_to(there):
-                raise ValueError(f"{out}: lies in {one}, whose photos are read; give another place to write to")
-        if folder and out.exists() and not out.is_dir():
-            raise FileExistsError(f"{out}: is a file; give a folder")
-        if folder and out.is_dir() and written_by(out) != own:
-            if any(not entry.name.startswith(".") for entry in out.iterdir()):
-                raise FileExistsError(f"{out}: holds something that `{own}` did not write; give a new or an empty folder")
-        if not folder and out.is_dir():
-            raise FileExistsError(f"{out}: is a folder; give a file")
-        if not folder and out.exists() and not own(out):
-            raise FileExistsError(f"{out}: is there already, and this command did not write it; give another name")
+        out, folder = Path(out), isinstance(own, str)
+        _check_apart(out, folder, inputs)
+        _check_own(out, folder, own)
+
+# %% ../nbs/00_files.ipynb #4166c084
+def check_inside(folder, places):
+    "Refuses to write below `folder` where a link leads out of it; places: relative folders. ValueError naming the link."
+    top = Path(folder).resolve()
+    for place in places:
+        if not (top / place).resolve().is_relative_to(top):
+            raise ValueError(f"{Path(folder) / place}: a link leads out of {folder}; remove it, or give another folder")
 
 
 @contextmanager
 def claimed(folder, command, inputs=()):
-    """Within it the folder is this process's alone, and marked as written by the command; `check_outputs` comes first.
+    """A context in which the folder is locked by this process and marked as written by the command.
 
-    Raises what that raises, and ValueError naming the run that is at work there already."""
+    Raises what `check_outputs` raises, and ValueError naming the process that is at work there already."""
     folder = Path(folder)
     check_outputs({folder: command}, inputs)
     folder.mkdir(parents=True, exist_ok=True)
+    with os.scandir(folder) as entries:
+        check_inside(folder, [entry.name for entry in entries if entry.is_symlink()])
     lock, mark = FileLock(folder / LOCK), folder / MARK
     try:
         lock.acquire(timeout=0)

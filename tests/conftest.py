@@ -1,4 +1,4 @@
-"Fresh clones of this project to run the pipeline in."
+"Fresh clones of this project to run the pipeline in, and a browser."
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Project:
@@ -80,3 +81,25 @@ def smoke(tmp_path_factory):
     project.run("python", "-m", "dilo.config", "smoke")
     project.first = project.run("dvc", "repro")
     return project
+
+
+@pytest.fixture(scope="module")
+def page():
+    "A page of a headless Chromium."
+    from playwright.sync_api import sync_playwright
+
+    quiet = [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *quiet])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(120_000)
+        yield page
+        browser.close()
+
+
+def pytest_collection_modifyitems(items):
+    "Tests that share what takes long to make run in one process, one after the other."
+    for item in items:
+        for shared in ("smoke", "site"):
+            if shared in item.fixturenames:
+                item.add_marker(pytest.mark.xdist_group(shared))

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dilo.augment import MultiView, Paste, PasteLaw, SaliencyCrop, background_pool, byol, make_views, moco_v2
 from dilo.data import render_world
-from dilo.pixels import render
-from dilo.view_kernels import render_compiled
-from dilo.view_laws import VIEW_RECIPES, plan_view
+from dilo.augmentation import (
+    VIEW_RECIPES, MultiView, Paste, PasteLaw, SaliencyCrop, background_pool, byol, make_views, moco_v2, plan_view,
+)
+from dilo.augmentation.kernels import render_compiled
+from dilo.augmentation.pixels import render
 
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -93,8 +94,8 @@ def test_an_epoch_is_replayed_in_another_process(world):
     code = """
 import hashlib, sys
 import numpy as np, torch
-from dilo.augment import *
 from dilo.data import render_world
+from dilo.augmentation import *
 torch.set_num_threads(int(sys.argv[1]))
 world = render_world(24)
 images, maps = torch.from_numpy(world.images), torch.from_numpy(world.masks)
@@ -120,9 +121,8 @@ def test_memory_stays_below_four_times_the_views(engine):
     code = f"""
 import resource, sys
 import numpy as np, psutil, torch
-from dilo.augment import *
-from dilo.pixels import render
-from dilo.view_laws import plan_view
+from dilo.augmentation import *, plan_view
+from dilo.augmentation.pixels import render
 torch.set_num_threads(1)
 images = torch.randint(0, 256, (256, 3, 256, 256), dtype=torch.uint8)
 maps, index = images[:, :1].contiguous(), np.arange(256)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -10,8 +9,8 @@ import urllib.request
 
 import pandas as pd
 import pytest
+from conftest import BROWSER
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 TOKEN = "token-of-this-test"
 
@@ -45,19 +44,6 @@ def lab(smoke, tmp_path_factory):
     yield address
     process.terminate()
     process.wait()
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    from playwright.sync_api import sync_playwright
-
-    quiet = [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *quiet])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(120_000)
-        yield page
-        browser.close()
 
 
 def open_notebook(page, lab, path):
@@ -100,7 +86,7 @@ def errors(cells):
     return [out["evalue"] for c in cells for out in c.get("outputs", []) if out["output_type"] == "error"]
 
 
-@pytest.mark.parametrize("path", ["nbs/18_scene.ipynb", "nbs/stages/raw.ipynb"])
+@pytest.mark.parametrize("path", ["nbs/training/methods/06_scene.ipynb", "nbs/stages/raw.ipynb"])
 def test_notebooks_run_in_jupyterlab(smoke, lab, page, path):
     open_notebook(page, lab, path)
     cells = run_all(page, smoke.folder / path)
@@ -114,7 +100,7 @@ def test_notebooks_run_in_jupyterlab(smoke, lab, page, path):
 
 
 def test_an_edited_cell_reruns_what_depends_on_it(smoke, lab, page):
-    path = "nbs/25_diagnose.ipynb"
+    path = "nbs/evaluation/03_diagnosis.ipynb"
     open_notebook(page, lab, path)
     cell = page.locator(".jp-NotebookPanel:visible .jp-CodeCell", has_text="def neighbours(").first
     cell.locator(".cm-content").click()
@@ -125,7 +111,7 @@ def test_an_edited_cell_reruns_what_depends_on_it(smoke, lab, page):
     assert sum("# edited in the browser" in "".join(c["source"]) for c in cells) == 1
     ran = smoke.stages_run("repro")
     assert sorted(ran) == ["evaluate@dilo-0", "evaluate@moco-0", "export", "report"], ran
-    assert "# edited in the browser" in (smoke.folder / "dilo/diagnose.py").read_text()
+    assert "# edited in the browser" in (smoke.folder / "dilo/evaluation/diagnosis.py").read_text()
     smoke.run("git", "checkout", path)
     assert "export" in smoke.stages_run("repro")
 

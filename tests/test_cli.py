@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 from skimage import data
 
-from dilo.checkpoints import save_encoder
 from dilo.data import render_world
-from dilo.models import Encoder
+from dilo.training import Encoder, save_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -198,7 +197,7 @@ def test_large_photos_need_little_memory(tmp_path):
     del large
     code = f"""
 import resource
-from dilo.saliency_maps import saliency_folder
+from dilo.saliency import saliency_folder
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 table = saliency_folder({str(folder)!r}, {str(tmp_path / "maps")!r}, progress=False)
 assert table.problem.isna().all() and (table.width == 8000).all(), table

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from test_cli import ROOT, dilo
 from torchvision.transforms.v2.functional import normalize
 
-from dilo.checkpoints import load_encoder, save_encoder
-from dilo.cli import main
 from dilo.config import load_settings
-from dilo.evaluate import write_result
-from dilo.models import Encoder
+from dilo.training import Encoder, load_encoder, save_encoder
+from dilo.evaluation import write_result
+from dilo.cli import main
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

@@ -5,8 +5,10 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,11 @@ from PIL import Image
 from skimage import data
 from test_cli import dilo
 
-from dilo.checkpoints import save_encoder
+from dilo.cli import main
 from dilo.files import claimed
-from dilo.models import Encoder
-from dilo.pictures import decode_photo, list_photos, read_mask
+from dilo.data import decode_photo, list_photos, read_mask
+from dilo.saliency import maps_array, saliency_folder
+from dilo.training import Encoder, save_encoder
 
 
 def sums(folder):
@@ -90,6 +93,80 @@ def test_maps_below_the_photos_are_not_taken_for_photos(tmp_path, photos):
     (tmp_path / "copy/a.png").write_bytes((photos / "maps/0.png").read_bytes())
     _, error = dilo("saliency", "copy", "--out", "m", "--method", "ft", "--jobs", 1, "--quiet", status=1, cwd=tmp_path)
     assert "`dilo saliency` wrote it" in error
+
+
+def test_a_link_in_the_folder_of_maps_leads_no_map_onto_a_photo(tmp_path, photos):
+    (photos / "deep/er").mkdir(parents=True)
+    shutil.copy(photos / "0.png", photos / "deep/er/0.png")
+    saliency_folder(photos, tmp_path / "m", "ft", progress=False)
+    before = sums(photos)
+    for link in ("deep", "deep/er"):
+        shutil.rmtree(tmp_path / "m/deep")
+        (tmp_path / "m" / link).parent.mkdir(exist_ok=True)
+        (tmp_path / "m" / link).symlink_to(photos / link)
+        with pytest.raises(ValueError, match="a link leads out of"):
+            saliency_folder(photos, tmp_path / "m", "sr", progress=False)
+        assert sums(photos) == before
+        (tmp_path / "m" / link).unlink()
+        saliency_folder(photos, tmp_path / "m", "ft", progress=False)
+
+
+def test_no_map_outlives_its_photo_and_no_broken_one_stays(tmp_path, photos, cat, capsys):
+    cat.save(photos / "a.jpg")
+    saliency_folder(photos, tmp_path / "m", "ft", progress=False)
+    assert (tmp_path / "m/a.png").is_file()
+    cat.rotate(90).save(photos / "a.png")
+    saliency_folder(photos, tmp_path / "m", "ft")
+    there = {p.name for p in (tmp_path / "m").glob("a*")}
+    assert there == {"a.jpg.png", "a.png.png"} and "1 map removed" in capsys.readouterr().out
+    (photos / "a.jpg").unlink()
+    saliency_folder(photos, tmp_path / "m", "ft", progress=False)
+    assert {p.name for p in (tmp_path / "m").glob("a*")} == {"a.png"}, "the map of the photo that is there"
+    Image.new("L", (5, 5)).save(tmp_path / "m/mine.png")
+    whole = {p: p.read_bytes() for p in (tmp_path / "m").glob("*.png")}
+    (tmp_path / "m/0.png").write_bytes(b"xx")
+    with pytest.raises(ValueError, match="0.png: cannot be read as a map"):
+        maps_array(tmp_path / "m", 8)
+    saliency_folder(photos, tmp_path / "m", "ft", progress=False)
+    assert {p: p.read_bytes() for p in (tmp_path / "m").glob("*.png")} == whole, "made again; mine.png is left alone"
+
+
+def test_what_has_no_effect_or_cannot_be_is_refused(tmp_path, photos, labelled, capsys):
+    save_encoder(Encoder("resnet18", 8, "small"), tmp_path / "e.safetensors", backbone="resnet18", width=8, stem="small")
+    for command, said in [
+        (["pretrain", photos, "--out", tmp_path / "r", "--jobs", "0"], "--jobs: 0 is not allowed"),
+        (["saliency-train", photos, "--out", tmp_path / "n.safetensors", "--jobs", "-3"], "--jobs: -3 is not allowed"),
+        (["pretrain", photos, "--out", tmp_path / "r", "--set", "data.folder=/x"], "data.folder has no effect"),
+        (["pretrain", photos, "--out", tmp_path / "r", "--set", "study.seeds=[1]"], "study.seeds has no effect"),
+        (["pretrain", photos, "--out", tmp_path / "r", "--set", "recipes.dilo=3"], "recipes.dilo"),
+        (["evaluate", tmp_path / "e.safetensors", labelled, "--size", "100000"], "--size: 100000 is not allowed"),
+        (["evaluate", tmp_path / "e.safetensors", labelled, "--mask-class", "1"], "--mask-class is for --masks"),
+        (["evaluate", tmp_path / "e.safetensors", labelled, "--coco", "--k", "3"], "leave --masks, --mask-class"),
+        (["evaluate", tmp_path / "e.safetensors", labelled, "--boxes", photos], "is a folder; give a CSV file"),
+        (["saliency-train", photos, "--out", tmp_path / "n.safetensors", "--mask-class", "1"], "is for --masks"),
+        (["preview", photos / "0.png", "--out", tmp_path / "s.png", "--mask-class", "1"], "is for --map"),
+    ]:
+        try:
+            status = main([str(word) for word in command])
+        except SystemExit as stop:
+            status = stop.code
+        error = capsys.readouterr().err
+        assert status == 2 and said in error and "study is missing" not in error, (command, error)
+    assert not (tmp_path / "r").exists() and not (tmp_path / "n.safetensors").exists()
+
+
+def test_a_colour_that_stands_for_nothing_is_white_in_16_bits_too(tmp_path):
+    "PNG of 16 bits a channel with a tRNS chunk, by hand: a pixel of the transparent colour, and one that is nearly of it."
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = struct.pack(">6H", 1000, 2000, 3000, 1000, 2000, 3001)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    png += chunk(b"tRNS", struct.pack(">3H", 1000, 2000, 3000))
+    png += chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    image, _ = decode_photo(png, "a.png")
+    pixels = np.asarray(image)[0]
+    assert pixels[0].tolist() == [255, 255, 255] and pixels[1].tolist() == [62, 125, 187]  # of 12 bits
 
 
 def test_what_is_not_read_is_named(tmp_path, photos, cat):

@@ -25,6 +25,7 @@ def test_repro_ends_with_a_report(smoke):
         "pack",
         "saliency",
         "views",
+        "results",
         "report",
         *(f"{s}@{r}" for s in ("pretrain", "evaluate") for r in RUNS),
     ]
@@ -42,7 +43,7 @@ def test_repro_ends_with_a_report(smoke):
 def test_results_are_whole(smoke):
     splits = {"original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t"}
     for run in RUNS:
-        result = json.loads((smoke.folder / f"results/{run}.json").read_text())
+        result = json.loads((smoke.folder / f"runs/{run}/metrics.json").read_text())
         for classifier in ("knn", "linear"):
             assert set(result[classifier]) == splits
             assert all(0 <= a <= 1 for a in result[classifier].values())
@@ -50,7 +51,7 @@ def test_results_are_whole(smoke):
         history = pd.read_csv(smoke.folder / f"runs/{run}/history.csv")
         assert history.epoch.tolist() == [1, 2] and history.notna().all().all()
         assert (history.pasted.between(0.2, 0.4) if run == "dilo-0" else history.pasted == 0).all()
-    scores = json.loads((smoke.folder / "results/saliency.json").read_text())
+    scores = json.loads((smoke.folder / "build/saliency.json").read_text())
     assert scores["rbd"]["max_f"] > scores["centre"]["max_f"] + 0.1
 
 
@@ -66,10 +67,7 @@ def test_git_stays_clean_of_artefacts(smoke):
         "params.yaml",
         "dvc.lock",
         "data.dvc",
-        "results/",
-        "results/saliency.json",
-        *(f"results/{r}.json" for r in RUNS),
-        *(f"results/right/{r}.json" for r in RUNS),
+        "results/smoke/",
     }
     assert changed <= tracked, "only settings, lock, import and results may change"
 
@@ -84,7 +82,7 @@ def test_running_a_stage_notebook_or_editing_prose_retrains_nothing(smoke):
             cell.metadata["execution"] = {"iopub.execute_input": "now"}
         notebook.metadata["language_info"] = {"name": "python", "version": "3.12.0"}
         nbformat.write(notebook, path)
-    path = smoke.folder / "nbs/22_train.ipynb"
+    path = smoke.folder / "nbs/training/06_loop.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].source += "\n\nOne more sentence."
     notebook.cells.insert(3, nbformat.v4.new_markdown_cell("A paragraph of its own."))
@@ -96,7 +94,7 @@ def test_running_a_stage_notebook_or_editing_prose_retrains_nothing(smoke):
 def test_a_changed_recipe_reruns_itself_alone(smoke):
     before = {run: (smoke.folder / f"runs/{run}/encoder.safetensors").read_bytes() for run in RUNS}
     ran = smoke.stages_run("exp", "run", "-S", "recipes.dilo.probability=0.6", "-S", "recipes.dilo.background=swap")
-    assert ran == ["settings", "pretrain@dilo-0", "evaluate@dilo-0", "report"], ran
+    assert ran == ["settings", "pretrain@dilo-0", "evaluate@dilo-0", "results", "report"], ran
     assert (smoke.folder / "runs/moco-0/encoder.safetensors").read_bytes() == before["moco-0"]
     assert (smoke.folder / "runs/dilo-0/encoder.safetensors").read_bytes() != before["dilo-0"]
     assert pd.read_csv(smoke.folder / "runs/dilo-0/history.csv").pasted.between(0.5, 0.7).all()
@@ -109,16 +107,23 @@ def test_a_changed_recipe_reruns_itself_alone(smoke):
 
 def test_metrics_and_plots(smoke):
     metrics = json.loads(smoke.run("dvc", "metrics", "show", "--json"))[""]["data"]
-    assert set(metrics) == {"results/saliency.json", *(f"results/{run}.json" for run in RUNS)}
+    assert set(metrics) == {"build/saliency.json", *(f"runs/{run}/metrics.json" for run in RUNS)}
     smoke.run("dvc", "plots", "show")
     assert "runs/dilo-0/history.csv" in (smoke.folder / "dvc_plots/index.html").read_text()
 
 
-def test_ablations_take_no_run_of_other_settings(smoke):
-    "The published table is of the default profile; runs of this one would make it wrong."
-    said = smoke.run("python", "-m", "dilo.ablations", fails=True)
-    assert "cannot stand beside" in said and "train.epochs: 12 -> 2" in said, said
-    assert smoke.run("git", "status", "--porcelain", "results/ablations.csv") == ""
+def test_results_are_two_tables_and_touch_no_other_profile(smoke):
+    "What was run here lies in results/smoke/; what other profiles have published stays as it is."
+    runs = pd.read_csv(smoke.folder / "results/smoke/runs.csv")
+    assert [f"{r}-{s}" for r, s in zip(runs.recipe, runs.seed)] == list(RUNS) and runs["linear.mixed_rand"].notna().all()
+    assert all(json.loads(settings)["train.epochs"] == 2 for settings in runs.settings)
+    outcomes = pd.read_csv(smoke.folder / "results/smoke/outcomes.csv", dtype={"right": str})
+    assert len(outcomes) == len(RUNS) * 2 * 8 and (outcomes.right.str.len() == 200).all()
+    own = outcomes[(outcomes.recipe == "dilo") & (outcomes.classifier == "linear") & (outcomes.split == "only_fg")]
+    assert abs(own.right.iloc[0].count("1") / 200 - runs["linear.only_fg"][1]) < 1e-9
+    assert "results" not in smoke.run("git", "status", "--porcelain", "--untracked-files=no")
+    said = smoke.run("python", "-m", "dilo.config", "seeds", fails=True)
+    assert "holds profile 'smoke'" in said and "git checkout params.yaml" in said, said
 
 
 def test_a_killed_run_ends_with_the_same_encoder(smoke):
@@ -155,7 +160,7 @@ def test_a_killed_run_ends_with_the_same_encoder(smoke):
 
 
 def test_two_processes_share_every_batch(smoke):
-    smoke.run("accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "dilo.train", "dilo_true", "7")
+    smoke.run("accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "dilo.training", "dilo_true", "7")
     run = smoke.folder / "runs/dilo_true-7"
     state = torch.load(run / "last.pt", weights_only=True)
     # 2 epochs of 6 steps of 64 images end where a queue of 256 began; a process that pushed its own half would be at 128
@@ -224,7 +229,7 @@ def test_a_folder_of_photos(smoke, fresh):
     fresh.edit("params.yaml", "folder: null", "folder: ../photos")
     fresh.run("dvc", "repro")
     for run in RUNS:
-        result = json.loads((fresh.folder / f"results/{run}.json").read_text())
+        result = json.loads((fresh.folder / f"runs/{run}/metrics.json").read_text())
         assert set(result["linear"]) == set(result["knn"]) == {"original"}
     assert "../photos" in (fresh.folder / "reports/index.html").read_text()
-    assert json.loads((fresh.folder / "results/saliency.json").read_text()) == {}
+    assert json.loads((fresh.folder / "build/saliency.json").read_text()) == {}

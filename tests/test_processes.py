@@ -7,9 +7,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from dilo.models import processes, shuffle, synchronise, unshuffle
-from dilo.train import METHODS
-from dilo.views import Views
+from dilo.augmentation import Views
+from dilo.training import METHODS
+from dilo.training.models import processes, shuffle, synchronise, unshuffle
 
 BATCH = 8
 OPTIONS = {

@@ -143,7 +143,7 @@ def test_imagenet_settings_fit_a_tree_of_its_shape(fresh):
         text = text.replace(batch, "batch: 6")
     (fresh.folder / "params.yaml").write_text(text)
     for recipe in ("dilo", "lewel_b"):
-        said = fresh.run("python", "-m", "dilo.train", recipe, "0", "--dry-run")
+        said = fresh.run("python", "-m", "dilo.training", recipe, "0", "--dry-run")
         assert "two steps: loss" in said and "nothing was written" in said, said
     assert not (fresh.folder / "runs").exists()
 
@@ -152,7 +152,7 @@ MEMORY = """
 import sys, numpy as np, psutil
 from dilo.config import parse_settings
 from dilo.data import open_arrays
-from dilo.train import Run
+from dilo.training import Run
 settings = parse_settings(dict(
     views=dict(size=32), model=dict(backbone="resnet18", width=8, stem="small"), moco_v2=dict(queue=64),
     train=dict(epochs=6, batch=16, lr=0.01, precision="fp32", workers=1),
@@ -185,7 +185,7 @@ def test_a_notebook_launches_several_processes(tmp_path):
 import numpy as np
 from dilo.config import parse_settings
 from dilo.data import render_world
-from dilo.train import launch
+from dilo.training import launch
 world = render_world(64, size=32)
 settings = parse_settings(dict(
     views=dict(size=32), model=dict(backbone="resnet18", width=8, stem="small"), scene=dict(hidden=16, dim=8, warmup=1),
