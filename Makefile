@@ -38,6 +38,7 @@ export: $(SETUP)
 
 lint: $(SETUP)
 	ruff check nbs docs tests benchmarks
+	ruff check --select F821 dilo
 
 docs: $(SETUP)
 	sphinx-build -q -W --keep-going -j auto -c docs -d _docs/doctrees . _docs/html

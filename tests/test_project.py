@@ -107,6 +107,11 @@ def test_commands_of_a_page_are_understood(page):
         assert found
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_page_imports_from_faces_alone(page):
+    assert re.findall(r"from dilo\.\w+\.\w+.* import", prose(page)) == []
+
+
 @pytest.mark.parametrize("page", ["README.md", "nbs/guides/03_encoder.ipynb"])
 def test_python_of_a_page_runs(tmp_path, monkeypatch, page):
     "With the files that the page's commands leave. The code cells of guides run as all notebooks do."
@@ -242,3 +247,8 @@ def test_make_alone_says_what_there_is_to_make():
     told = subprocess.run(["make", "-C", str(ROOT)], check=True, capture_output=True, text=True).stdout
     rules = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
     assert all(f"make {rule} " in told for rule in rules if rule != "help"), told
+
+
+def test_no_module_uses_a_name_that_only_its_notebook_has():
+    "In a notebook, a check's imports serve the exported cells, too; in the package they are not there."
+    subprocess.run(["ruff", "check", "--isolated", "--select", "F821", str(ROOT / "dilo")], check=True)

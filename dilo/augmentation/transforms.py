@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from .engine import make_views, mean_alpha, salient_regions
+from .engine import BackgroundPool, make_views, mean_alpha, salient_regions
 from .laws import CropLaw, PasteLaw, SaliencyCropLaw, ViewRecipe
 from .pixels import composite, to_alpha
 

@@ -142,6 +142,7 @@ def _rows_of(folder, ablation):
     if not parts:
         return pd.DataFrame(columns=["setting", "recipe", "seed", "otherwise", *SHOWN])
     runs = pd.concat(parts, ignore_index=True)
+    runs = runs.rename(columns={f"bg_gap.{kind}": f"{kind}.bg_gap" for kind in ("linear", "knn")})
     first = next((s for s in runs.settings if s), {})
     return runs.assign(otherwise=["; ".join(made_otherwise(s, first)) for s in runs.settings])
 

@@ -52,7 +52,7 @@ def loading(encoder, backbone, width, stem):
 
     An encoder of width 64 with the imagenet stem is torchvision's and timm's; any other is dilo's alone."""
     dilo = """```python
-from dilo.training.checkpoints import load_encoder
+from dilo.training import load_encoder
 
 features = load_encoder("encoder.safetensors")(images)
 ```"""
