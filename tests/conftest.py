@@ -97,6 +97,7 @@ def page():
         browser.close()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     "Tests that share what takes long to make run in one process, one after the other."
     for item in items:

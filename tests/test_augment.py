@@ -121,7 +121,7 @@ def test_memory_stays_below_four_times_the_views(engine):
     code = f"""
 import resource, sys
 import numpy as np, psutil, torch
-from dilo.augmentation import *, plan_view
+from dilo.augmentation import *
 from dilo.augmentation.pixels import render
 torch.set_num_threads(1)
 images = torch.randint(0, 256, (256, 3, 256, 256), dtype=torch.uint8)

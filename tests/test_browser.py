@@ -49,7 +49,12 @@ def lab(smoke, tmp_path_factory):
 def open_notebook(page, lab, path):
     page.goto(f"{lab}/lab/tree/{path}?reset&token={TOKEN}")
     page.locator(".jp-NotebookPanel:visible .jp-Cell").first.wait_for()
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]:visible").wait_for()  # its kernel is there
+    for _ in range(240):  # until its kernel is there: asked to run before, JupyterLab asks which kernel it should be
+        with urllib.request.urlopen(f"{lab}/api/sessions?token={TOKEN}", timeout=30) as answer:
+            if any(s["path"] == path and s["kernel"]["connections"] for s in json.load(answer)):
+                break
+        time.sleep(0.25)
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]:visible").wait_for()
 
 
 def save(page, file):
@@ -114,6 +119,56 @@ def test_an_edited_cell_reruns_what_depends_on_it(smoke, lab, page):
     assert "# edited in the browser" in (smoke.folder / "dilo/evaluation/diagnosis.py").read_text()
     smoke.run("git", "checkout", path)
     assert "export" in smoke.stages_run("repro")
+
+
+def test_the_explorer_follows_its_widgets(smoke, lab, page, tmp_path):
+    path = "nbs/tutorials/06_explorer.ipynb"
+    open_notebook(page, lab, path)
+    cells = run_all(page, smoke.folder / path)
+    assert errors(cells) == [] and "widgets" not in json.loads((smoke.folder / path).read_text())["metadata"]
+    panel = page.locator(".jp-NotebookPanel:visible")
+    picture, line = panel.locator("img.widget-image"), panel.locator(".widget-label:not(label)").last
+    choice = {name: panel.get_by_label(name, exact=True) for name in ("photo", "method", "recipe", "encoder")}
+    seen = set()
+
+    def another():
+        "Waits for a picture that was not there yet; its width over its height."
+        digest = """async img => {
+            await img.decode();
+            const sum = await crypto.subtle.digest("SHA-256", await (await fetch(img.src)).arrayBuffer());
+            return [[...new Uint8Array(sum)].join(), img.naturalWidth / img.naturalHeight];
+        }"""
+        for _ in range(120):
+            told, shape = picture.evaluate(digest)
+            if told not in seen:
+                seen.add(told)
+                return shape
+            time.sleep(0.25)
+        raise AssertionError("the picture is as it was")
+
+    shape = another()
+    assert choice["encoder"].input_value() == "runs/dilo-0/encoder.safetensors"  # the pipeline has left it
+    choice["method"].select_option("mb")
+    assert another() == shape
+    choice["recipe"].select_option("multi_crop")
+    assert another() < shape  # eight views
+    choice["encoder"].select_option("none")
+    another()
+
+    def upload(name, content):
+        with page.expect_file_chooser() as chooser:
+            panel.get_by_role("button", name="your photo").click()
+        (tmp_path / name).write_bytes(content)
+        chooser.value.set_files(tmp_path / name)
+
+    upload("broken.jpg", b"no photo")
+    panel.get_by_text("broken.jpg: cannot be read as a photo (its format is not known)").wait_for()
+    upload("mine.png", (smoke.folder / "nbs/images/picture_0.png").read_bytes())
+    another()
+    assert choice["photo"].input_value() == "mine.png" and line.inner_text().strip() == ""
+    assert panel.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    assert panel.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    smoke.run("git", "checkout", path)
 
 
 def test_the_report_reads_well(smoke, page):

@@ -212,6 +212,7 @@ def test_imports_need_the_runtime_dependencies_alone():
         "dvc",
         "papermill",
         "jupyterlab",
+        "ipywidgets",
         "nbconvert",
         "seaborn",
         "matplotlib",

@@ -15,7 +15,7 @@ BACKGROUND_SPLITS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only
 
 
 def _blend(images, masks, backgrounds):
-    "Images on backgrounds, each pixel (m * image + (255 - m) * background) / 255, rounded."
+    "Images pasted on backgrounds: each value is (m * image + (255 - m) * background) / 255, rounded."
     m = masks.astype(np.uint16)  # 255 * 255 + 127 still fits
     return ((images * m + backgrounds * (255 - m) + 127) // 255).astype(np.uint8)
 
@@ -27,7 +27,7 @@ def _within(start, stop, size):
 
 
 def _tile_boxes(images, boxes):
-    "Images (N, 3, H, W) whose boxes are tiled with the largest strip beside them; black where a box leaves no strip."
+    "Images (N, 3, H, W) whose boxes are tiled with the largest strip beside them; black if the box leaves no strip."
     (n, _, height, width), (x0, y0, x1, y1) = images.shape, boxes.T
     zero, full_width, full_height = np.zeros_like(x0), np.full_like(x0, width), np.full_like(y0, height)
     strips = np.stack(
@@ -50,7 +50,7 @@ def _tile_boxes(images, boxes):
 
 # %% ../../nbs/data/05_backgrounds.ipynb #095c49a6
 def _donors(name, labels, seed):
-    "Row (N,) of the image that lends each image its background."
+    "Row number (N,) of the donor of each image's background."
     classes, own = np.unique(labels, return_inverse=True)
     members = [np.flatnonzero(own == k) for k in range(len(classes))]
     key = np.random.SeedSequence((seed, BACKGROUND_SPLITS.index(name)))
@@ -66,7 +66,7 @@ def _donors(name, labels, seed):
 
 # %% ../../nbs/data/05_backgrounds.ipynb #a76ad371
 def background_split(name, images, masks, labels, seed=0):
-    """One test set of the backgrounds challenge, uint8 (N, 3, H, W), row by row; labels stay those of the objects.
+    """One test set of the backgrounds challenge, uint8 (N, 3, H, W), in the order of `images`; labels do not change.
 
     images uint8 (N, 3, H, W), masks uint8 (N, 1, H, W) in 0..255, labels (N,); `name` one of BACKGROUND_SPLITS:
 
@@ -76,9 +76,9 @@ def background_split(name, images, masks, labels, seed=0):
     - mixed_same, mixed_rand, mixed_next: the object on the only_bg_t background of another image: of its class, of a
       random class, of the next class. An image alone in its class keeps its own background in mixed_same.
 
-    An object without a pixel >= 128 has no box, and its background is the whole image; a box that covers the whole
-    image leaves a black background. Raises ValueError on an unknown name or arrays that do not fit each other.
-    Xiao et al., Noise or Signal (ICLR 2021), section 2 and table 1.
+    A mask without a pixel >= 128 has no box, and its background is the whole image. A box that covers the whole image
+    leaves a black background. Raises ValueError for an unknown name, for arrays that do not fit each other, and for
+    missing masks or labels. Xiao et al., Noise or Signal (ICLR 2021), section 2 and table 1.
     """
     if name not in BACKGROUND_SPLITS:
         raise ValueError(f"name={name!r}: must be one of {', '.join(BACKGROUND_SPLITS)}")

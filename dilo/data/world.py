@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 # %% ../../nbs/data/02_world.ipynb #a375fd59
-# the label is the position; family i is the one that class i prefers
+# the label is the position in CLASSES; class i prefers family i
 CLASSES = ("burr", "cross", "daisy", "drop", "leaf", "pebble", "spark", "square", "star", "triangle")
 FAMILIES = ("astronaut", "coffee", "chelsea", "rocket", "grass", "gravel", "brick", "china", "flower", "noise")
 
@@ -43,7 +43,7 @@ def superformula(phi, m, n1, n2, n3):
 
 # %% ../../nbs/data/02_world.ipynb #30c69a66
 def _outline(label, side, rng, share=1.0):
-    "Radius (2048,) in pixels of one random object of the class, and how far it is turned, in 2048ths of a turn."
+    "Radius (2048,) in pixels of one random object of the class, and its rotation in 2048ths of a full turn."
     m, *exponents = _OUTLINES[label]
     x, y = _COS / rng.uniform(0.75, 1.33), _SIN
     r = superformula(np.arctan2(y, x) % (2 * math.pi), m, *(n * rng.uniform(0.85, 1.18) for n in exponents))
@@ -94,15 +94,15 @@ def _surface(label, u, v, rho, phi, rim, rng):
 # %% ../../nbs/data/02_world.ipynb #b4635693
 @lru_cache(maxsize=4)
 def _polar(side):
-    "Angle number (2 side, 2 side) and distance in pixels of every offset from the point in the middle."
+    "Angle index 0..2047 and distance in pixels of every offset from the centre, both (2 side, 2 side)."
     offset = np.arange(-side, side) + 0.5
     turns = np.arctan2(offset[:, None], offset) / (2 * math.pi) % 1
-    # to the nearest: the diagonals then fall on a number, not between two, where the last bit would decide
+    # rounded to the nearest index: the diagonals then fall on an index; between two, the last bit would decide
     return np.rint(turns * _ANGLES).astype(np.int64) & (_ANGLES - 1), np.hypot(offset[:, None], offset)
 
 
 def _place(radius, side, slack, rng):
-    "Centre pixel and even window (x0, x1) of an outline on one axis: anywhere, at most `slack` of its length outside."
+    "Random centre and even window (x0, x1) of an outline on one axis; at most `slack` of its length lies outside."
     low, high = radius.min(), radius.max()
     over = slack * (high - low)
     centre = round(rng.uniform(-low - over, side - high + over))
@@ -110,9 +110,9 @@ def _place(radius, side, slack, rng):
 
 # %% ../../nbs/data/02_world.ipynb #630a6f96
 def _draw_object(label, size, rng, share=1.0):
-    """Object (3, size, size), already multiplied by its alpha, and the alpha (1, size, size); both in [0, 1].
+    """Object (3, size, size), premultiplied by its alpha, and the alpha (1, size, size); both in [0, 1].
 
-    share: of the usual area."""
+    share: area of the object, as a fraction of the usual one."""
     side = 2 * size
     r, turn = _outline(label, side, rng, share)
     slope = (np.roll(r, -1) - np.roll(r, 1)) * (_ANGLES / (4 * math.pi))
@@ -129,7 +129,7 @@ def _draw_object(label, size, rng, share=1.0):
     return canvas[:3], canvas[3:]
 
 # %% ../../nbs/data/02_world.ipynb #bd8d4505
-# colour range per family, as (low, high) of each channel's factor; grey photos need one to be told apart
+# (low, high) range of each channel's factor, by family; without a tint the grey photos look alike
 _TINTS = {
     "grass": ((0.55, 0.95, 0.35), (0.80, 1.2, 0.60)),
     "gravel": ((0.80, 0.90, 1.0), (1.0, 1.1, 1.3)),
@@ -140,7 +140,7 @@ _NO_TINT = ((0.88,) * 3, (1.12,) * 3)
 
 
 def _noise_photo(side=512):
-    "Grey photo (side, side) uint8 whose amplitude spectrum falls as 1/f, the same every time."
+    "Grey texture uint8 (side, side) whose amplitude spectrum falls as 1/f; the same on every call."
     f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
     f[0, 0] = np.inf
     phase = np.random.Generator(np.random.Philox(1)).random(f.shape) * 2 * math.pi
@@ -149,7 +149,7 @@ def _noise_photo(side=512):
 
 
 def background_photos():
-    "The photos behind FAMILIES: name -> uint8 (H, W, 3) or (H, W); raises ImportError where a package is missing."
+    "The photos behind FAMILIES: name -> uint8 (H, W, 3) or (H, W). Raises ImportError if a package is missing."
     try:
         import skimage.data
         from sklearn.datasets import load_sample_image
@@ -165,7 +165,7 @@ def background_photos():
 # %% ../../nbs/data/02_world.ipynb #fedd3d0b
 @lru_cache(maxsize=1)
 def _summed_areas():
-    "Summed-area table (C, H + 1, W + 1) float64 of each background photo."
+    "List of the summed-area tables, float64 (C, H + 1, W + 1), of the background photos."
     tables = []
     for photo in background_photos().values():
         planes = np.atleast_3d(photo).transpose(2, 0, 1) / 255
@@ -174,14 +174,14 @@ def _summed_areas():
 
 
 def _nodes(start, side, size, length):
-    "Whole and fractional part of size + 1 even positions from `start` to `start + side` in a table of that length."
+    "Whole and fractional parts of size + 1 even positions from `start` to `start + side`, in a table of `length`."
     at = start + np.arange(size + 1) * (side / size)
     low = np.minimum(at.astype(np.int64), length - 2)
     return low, at - low
 
 
 def _area_resize(table, x, y, side, size):
-    "Crop of `side` pixels at (x, y), averaged over areas to (C, size, size); corners may lie between pixels."
+    "Square crop of `side` pixels at (x, y), area-averaged to (C, size, size); corners may lie between pixels."
     channels, height, width = table.shape
     (i, p), (j, q) = _nodes(y, side, size, height), _nodes(x, side, size, width)
     flat, k, p = table.reshape(channels, -1), i[:, None] * width + j, p[:, None]
@@ -191,7 +191,7 @@ def _area_resize(table, x, y, side, size):
 
 # %% ../../nbs/data/02_world.ipynb #3c6308cb
 def _draw_background(family, size, rng):
-    "Background (3, size, size) in [0, 1]: a random crop of the family's photo in a random light."
+    "Background (3, size, size) in [0, 1]: a random crop of the family's photo with random brightness and tint."
     table = _summed_areas()[family]
     height, width = table.shape[1] - 1, table.shape[2] - 1
     side = min(height, width) * rng.uniform(0.45, 0.95)
@@ -203,7 +203,7 @@ def _draw_background(family, size, rng):
 
 # %% ../../nbs/data/02_world.ipynb #adbae6b3
 class World(NamedTuple):
-    "Pictures with everything known about them; `masks` are soft (0..255) and `boxes` x0, y0, x1, y1, half-open."
+    "Images with their ground truth. `masks` are soft (0..255); `boxes` are x0, y0, x1, y1, half-open."
 
     images: np.ndarray  # uint8 (N, 3, H, W)
     masks: np.ndarray  # uint8 (N, 1, H, W)
@@ -213,7 +213,7 @@ class World(NamedTuple):
 
 
 def _draw_image(index, size, correlation, seed, split):
-    "Image uint8 (3, size, size), mask uint8 (1, size, size) and background family of one picture of the world."
+    "Image uint8 (3, size, size), mask uint8 (1, size, size) and background family of one image of the world."
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, split, index))))
     label = index % 10
     own, other = rng.random() < correlation, int(rng.random() * 10)
@@ -225,7 +225,7 @@ def _draw_image(index, size, correlation, seed, split):
 
 # %% ../../nbs/data/02_world.ipynb #84b6229f
 def mask_boxes(masks):
-    "Boxes int64 (N, 4), x0, y0, x1, y1 half-open, of the pixels >= 128 in uint8 (N, 1, H, W); zeros where none is."
+    "Boxes int64 (N, 4), x0, y0, x1, y1 half-open, of the pixels >= 128 in uint8 (N, 1, H, W); zeros if there are none."
     inside = np.asarray(masks)[:, 0] >= 128
     boxes = np.zeros((len(inside), 4), np.int64)
     for k, along in enumerate((inside.any(1), inside.any(2))):  # columns, then rows
@@ -247,10 +247,11 @@ def _check_world(size, correlation, seed, **counts):
 
 
 def render_world(n, *, size=64, correlation=0.7, seed=0):
-    """A `World` of `n` pictures, the first `n` training pictures of that seed; label `i % 10`.
+    """A `World` of the first `n` training images of `seed`, `size` px on a side. Image `i` has the label `i % 10`.
 
-    With probability `correlation` a picture has its class's own background family, else any of the ten.
-    Same arguments, same bytes; picture `i` does not depend on `n`. Raises ValueError on an argument out of range.
+    With probability `correlation` an image has the background family of its class, otherwise any of the ten.
+    The same arguments give the same bytes. Image `i` does not depend on `n`.
+    Raises ValueError if an argument is out of range.
     """
     _check_world(size, correlation, seed, n=n)
     images, masks = np.empty((n, 3, size, size), np.uint8), np.empty((n, 1, size, size), np.uint8)
@@ -261,25 +262,25 @@ def render_world(n, *, size=64, correlation=0.7, seed=0):
 
 # %% ../../nbs/data/02_world.ipynb #ffc96eb0
 class Scenes(NamedTuple):
-    "Pictures of several objects; `masks` of all of a picture's objects together, and each object with its picture."
+    "Images with several objects. A mask covers all objects of its image; `pictures` holds the image of each object."
 
     images: np.ndarray  # uint8 (N, 3, H, W)
     masks: np.ndarray  # uint8 (N, 1, H, W)
     families: np.ndarray  # int64 (N,), positions in FAMILIES
-    pictures: np.ndarray  # int64 (M,), the picture of each object
+    pictures: np.ndarray  # int64 (M,), the row of each object's image
     labels: np.ndarray  # int64 (M,), positions in CLASSES
     boxes: np.ndarray  # int64 (M, 4), x0, y0, x1, y1, half-open
 
 
 def _draw_scene(index, size, correlation, seed):
-    "Image, mask, family of the background, labels (2 to 4) and boxes of one scene."
+    "Image, mask, background family, labels (2 to 4 of them) and boxes of one scene."
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, 2, index))))
     labels = [int(label) for label in np.argsort(rng.random(10))[: 2 + int(rng.random() * 3)]]
     own, other = rng.random() < correlation, int(rng.random() * 10)
     family = labels[0] if own else other
     image, union, alphas = _draw_background(family, size, rng), np.zeros((1, size, size)), []
     for label in labels:
-        for _ in range(20):  # until it hardly covers another; the last try stands
+        for _ in range(20):  # until it hardly overlaps the others; the last try is kept
             colour, alpha = _draw_object(label, size, rng, 0.33)
             if (alpha * union).sum() < 0.1 * alpha.sum():
                 break
@@ -290,7 +291,7 @@ def _draw_scene(index, size, correlation, seed):
 
 
 def render_scenes(n, *, size=64, correlation=0.7, seed=0):
-    "`Scenes` of `n` pictures, under the rules of `render_world`."
+    "`Scenes` of `n` images; arguments and errors as in `render_world`."
     _check_world(size, correlation, seed, n=n)
     drawn = [_draw_scene(i, size, correlation, seed) for i in range(n)]
     images, masks, families, labels, boxes = zip(*drawn)
