@@ -4,7 +4,7 @@
 # make lab      opens the notebooks in JupyterLab
 # make export   writes dilo/ and README.md from the notebooks
 # make lint     checks style
-# make docs     builds the site of notebooks, how-to pages and reference, and says where it is
+# make docs     builds the site of notebooks, guides and reference, and says where it is
 
 PYTHON ?= python3
 PROFILE ?= default

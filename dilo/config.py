@@ -661,7 +661,7 @@ def write_profile(path, profile):
     if stays:
         raise SettingsError(
             f"{path.name}: holds profile {before!r}, and its {', '.join(sorted(stays)[:3])} would stay in force; "
-            f"take the file as it was first: git checkout {path.name}"
+            f"restore the file first: git checkout {path.name} (your own changes of it go, too)"
         )
     _assign(values, changes)
     round_trip.dump(values, path)

@@ -219,7 +219,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         (["saliency", "photos", "--out", "file"], "file"),
         (["saliency", "photos", "--out", "maps", "--method", "bms"], "invalid choice: 'bms'"),
         (["saliency", "photos", "--out", "maps", "--size", "0"], "argument --size: 0 is not allowed"),
-        (["saliency", "photos", "--out", "maps", "--jobs", "0"], "jobs is 0"),
+        (["saliency", "photos", "--out", "maps", "--jobs", "0"], "--jobs: 0 is not allowed"),
         (["saliency", "photos", "--out", "maps", "--array", "0"], "argument --array: 0 is not allowed"),
         (["saliency", "photos", "--out", "maps", "--method", "net"], "needs --weights"),
         (["saliency", "photos", "--out", "maps", "--method", "net", "--weights", "file"], "file: cannot be read"),

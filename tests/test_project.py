@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("[!.]*.ipynb"))
@@ -91,7 +90,7 @@ def test_what_a_page_names_is_there(page):
     links = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
     named = [ROOT / name for name in re.findall(r"\b(?:nbs|tests|benchmarks|results)/[\w./-]*\.(?:ipynb|py|csv|json)", text)]
     assert [str(p) for p in links + named if not p.exists()] == []
-    profiles = yaml.safe_load((ROOT / "params.yaml").read_text())["profiles"]
+    profiles = {path.stem for path in (ROOT / "profiles").glob("*.yaml")}
     assert set(re.findall(r"(?:PROFILE=|dilo\.config )(\w+)", text)) <= {"default", *profiles}
 
 
