@@ -25,7 +25,7 @@ repro: $(SETUP)
 	@echo "The report: $(CURDIR)/reports/index.html"
 
 test: $(SETUP)
-	nbdev_test --n_workers 2
+	nbdev_test --n_workers 0
 	pytest -n 2 --dist loadgroup
 
 lab: $(SETUP)

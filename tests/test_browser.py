@@ -34,7 +34,7 @@ def lab(smoke, tmp_path_factory):
         stderr=subprocess.DEVNULL,
     )
     address = f"http://127.0.0.1:{port}"
-    for _ in range(120):
+    for _ in range(480):
         try:
             urllib.request.urlopen(f"{address}/api", timeout=5)
             break
@@ -49,7 +49,7 @@ def lab(smoke, tmp_path_factory):
 def open_notebook(page, lab, path):
     page.goto(f"{lab}/lab/tree/{path}?reset&token={TOKEN}")
     page.locator(".jp-NotebookPanel:visible .jp-Cell").first.wait_for()
-    for _ in range(240):  # until its kernel is there: asked to run before, JupyterLab asks which kernel it should be
+    for _ in range(960):  # until its kernel is there: asked to run before, JupyterLab asks which kernel it should be
         with urllib.request.urlopen(f"{lab}/api/sessions?token={TOKEN}", timeout=30) as answer:
             if any(s["path"] == path and s["kernel"]["connections"] for s in json.load(answer)):
                 break
@@ -60,7 +60,7 @@ def open_notebook(page, lab, path):
 def save(page, file):
     before = file.stat().st_mtime_ns
     page.keyboard.press("Control+s")
-    for _ in range(120):
+    for _ in range(480):
         if file.stat().st_mtime_ns != before:
             return json.loads(file.read_text())["cells"]
         time.sleep(0.25)
@@ -138,7 +138,7 @@ def test_the_explorer_follows_its_widgets(smoke, lab, page, tmp_path):
             const sum = await crypto.subtle.digest("SHA-256", await (await fetch(img.src)).arrayBuffer());
             return [[...new Uint8Array(sum)].join(), img.naturalWidth / img.naturalHeight];
         }"""
-        for _ in range(120):
+        for _ in range(480):
             told, shape = picture.evaluate(digest)
             if told not in seen:
                 seen.add(told)
