@@ -16,10 +16,10 @@ from ..models import gather_with_gradient, mlp_head, processes
 
 # %% ../../../nbs/training/methods/03_simclr.ipynb #d5e00005
 def nt_xent(first, second, temperature):
-    """The loss and the share of rows whose nearest is their positive, both scalars.
+    """NT-Xent (Chen et al., ICML 2020, equation 1): the loss and the share of rows nearest to their positive, scalars.
 
-    first, second: `(B, dim)` on the unit sphere, the two views of this process's images; negatives are both views of
-    all other images in all processes (Chen et al., ICML 2020, equation 1)."""
+    first, second: `(B, dim)` on the unit sphere, the two views of this process's images. Negatives are both views of
+    all other images, in all processes."""
     mine = torch.cat([first, second])
     everyone = torch.cat([gather_with_gradient(first), gather_with_gradient(second)])
     count, total = len(first), len(everyone) // 2
@@ -34,7 +34,9 @@ def nt_xent(first, second, temperature):
 
 
 class SimCLR(nn.Module):
-    "SimCLR around an encoder with `.features` (Chen et al., ICML 2020); temperature: of the loss, .1 on ImageNet."
+    """SimCLR with an encoder that has `.features` (Chen et al., ICML 2020). temperature: of the loss, .1 on ImageNet.
+
+    `forward(views)` returns the loss and a dictionary of scalars."""
 
     def __init__(self, encoder, *, dim=128, temperature=0.1):
         super().__init__()
@@ -51,4 +53,4 @@ class SimCLR(nn.Module):
         return loss, {"accuracy": accuracy, "positive": positive, "negative": negative, "spread": spread(first)}
 
     def after_step(self, progress):
-        "Nothing moves but what is learned."
+        "Nothing to update: all parameters learn by gradient."
