@@ -8,7 +8,6 @@ import inspect
 import json
 import re
 import sys
-from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 
@@ -161,32 +160,10 @@ def documented(name):
     return "\n\n".join(parts)
 
 
-def place(docname):
-    "What pages are sorted by: the wings as they stand above, the others by name."
-    folder, _, name = docname.rpartition("/")
-    order = ["settings", *WINGS, "pipeline"]
-    return folder, order.index(name) if name in order else -1, name
-
-
-def lists(docnames):
-    "docs/index.md with pages in place of patterns."
-    parts = re.split(r"(```.*?```)", (ROOT / "docs/index.md").read_text(), flags=re.S)
-    patterns = [line for line in "".join(parts).splitlines() if "/*" in line]
-    pages = {pattern: [] for pattern in patterns}
-    for docname in docnames:
-        if matching := [pattern for pattern in patterns if fnmatch(docname, pattern)]:
-            pages[matching[-1]].append(docname)
-    for number, part in enumerate(parts):
-        for pattern in patterns:
-            if f"\n{pattern}\n" in part:
-                parts[number] = part.replace(pattern, "\n".join(pages[pattern])) if pages[pattern] else ""
-    return "".join(parts)
-
-
 def read_source(app, docname, source):
     "README gets the lists of docs/index.md; notebooks lose what nbdev hides, and its directives."
     if docname == root_doc:
-        source[0] += "\n" + lists(sorted(app.env.found_docs, key=place))
+        source[0] += "\n" + (ROOT / "docs/index.md").read_text()
     if not app.env.doc2path(docname).suffix == ".ipynb":
         return
     notebook = json.loads(source[0])

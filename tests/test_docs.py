@@ -44,7 +44,7 @@ def test_every_notebook_and_public_module_has_a_page(site):
     notebooks = [p.relative_to(root).with_suffix(".html") for p in root.glob("nbs/**/[!.]*.ipynb")]
     assert [str(n) for n in notebooks if not (site / n).exists()] == ["nbs/index.html"]
     first = (site / "index.html").read_text()
-    captions = ["Start", "Tutorials", "How it works", "Reference"]
+    captions = ["Start", "Tutorials", "How to", "How it works", "Results", "Reference"]
     assert all(f'<span class="caption-text">{caption}</span>' in first for caption in captions)
     reference = "".join(p.read_text() for p in site.glob("docs/reference/*.html"))
     assert all(f'id="dilo.{name}"' in reference for name in ("config.Settings", "cli.main"))
