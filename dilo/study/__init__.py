@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['ABLATIONS', 'ablation_figure', 'ablation_table', 'accuracy_by_split', 'accuracy_table', 'code_commit', 'differences',
            'error_gallery', 'gallery', 'gather', 'heat', 'interval', 'learning_curves', 'localisation_table',
-           'neighbours_table', 'read_ablation', 'read_histories', 'read_results', 'read_runs', 'study_page',
-           'summarise']
+           'markdown_table', 'neighbours_table', 'read_ablation', 'read_histories', 'read_results', 'read_runs',
+           'study_page', 'summarise']
 
 # %% ../../nbs/study/00_study.ipynb #7c31693a
 # fmt: off
 from .results import code_commit, gather, read_results, read_runs
 from dilo.study.figures import (
-    accuracy_by_split, error_gallery, gallery, heat, interval, learning_curves, read_histories, summarise,
+    accuracy_by_split, error_gallery, gallery, heat, interval, learning_curves, markdown_table, read_histories, summarise,
 )
 from .ablations import ABLATIONS, ablation_figure, ablation_table, read_ablation
 from .report import accuracy_table, differences, localisation_table, neighbours_table, study_page
 
 _all_ = [
     "ABLATIONS", "ablation_figure", "ablation_table", "accuracy_by_split", "accuracy_table", "code_commit", "differences",
-    "error_gallery", "gallery", "gather", "heat", "interval", "learning_curves", "localisation_table",
+    "error_gallery", "gallery", "gather", "heat", "interval", "learning_curves", "localisation_table", "markdown_table",
     "neighbours_table", "read_ablation", "read_histories", "read_results", "read_runs", "study_page", "summarise",
 ]
 # fmt: on
