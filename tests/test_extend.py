@@ -3,6 +3,7 @@
 import json
 
 import nbformat
+import numpy as np
 import pandas as pd
 
 TOYS = {
@@ -105,15 +106,16 @@ def test_one_notebook_and_one_line_each(fresh):
     fresh.edit("params.yaml", "train: 400", "train: 128")
     fresh.edit("params.yaml", "methods: [rbd, centre]", "methods: [toy]")
     toy = "{method: toy, views: toy, saliency: toy, probability: 0.5, options: {dim: 8}}"
-    fresh.edit("params.yaml", "recipes:\n  moco:", f"recipes:\n  own: {toy}\n  moco:")
-    fresh.edit("params.yaml", "recipes:\n  - moco\n  - dilo\n", "recipes: [own]\n")
-    fresh.run("nbdev_export")
-    fresh.run("dvc", "repro")
-    history = pd.read_csv(fresh.folder / "runs/own-0/history.csv")
+    fresh.edit("params.yaml", "recipes:\n  moco:", f"recipes:\n  playing: {toy}\n  moco:")
+    fresh.edit("params.yaml", "recipes:\n  - moco\n  - dilo\n", "recipes: [playing]\n")
+    fresh.run("dvc", "repro")  # which exports the notebooks first
+    history = pd.read_csv(fresh.folder / "runs/playing-0/history.csv")
     assert history.epoch.tolist() == [1, 2] and history.pasted.gt(0.2).all() and history.positive.notna().all()
-    assert json.loads((fresh.folder / "runs/own-0/metrics.json").read_text())["toy"] == {"images": 200.0}
-    assert json.loads((fresh.folder / "runs/own-0/settings.json").read_text())["method.dim"] == 8
-    assert "own" in (fresh.folder / "reports/index.html").read_text()
+    assert json.loads((fresh.folder / "runs/playing-0/metrics.json").read_text())["toy"] == {"images": 200.0}
+    assert json.loads((fresh.folder / "runs/playing-0/settings.json").read_text())["method.dim"] == 8
+    assert (np.load(fresh.folder / "build/saliency/toy.npy")[0, 0].mean(1) > 127).sum() == 32, "the upper half of 64 px"
+    assert pd.read_csv(fresh.folder / "results/smoke/runs.csv")["toy.images"].tolist() == [200.0]
+    assert "playing" in (fresh.folder / "reports/index.html").read_text()
     fresh.edit("params.yaml", "options: {dim: 8}", "options: {dims: 8}")
-    said = fresh.run("dvc", "repro", "pretrain@own-0", fails=True)
-    assert "recipes.own.options: " in said and "dims" in said, said[-3000:]
+    said = fresh.run("dvc", "repro", "pretrain@playing-0", fails=True)
+    assert "recipes.playing.options: " in said and "dims" in said, said[-3000:]

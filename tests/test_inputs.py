@@ -24,7 +24,7 @@ from dilo.cli import main
 from dilo.files import claimed
 from dilo.data import decode_photo, list_photos, read_mask
 from dilo.saliency import maps_array, saliency_folder
-from dilo.training import Encoder, save_encoder
+from dilo.training import Encoder, export_run, save_encoder
 
 
 def sums(folder):
@@ -153,6 +153,36 @@ def test_what_has_no_effect_or_cannot_be_is_refused(tmp_path, photos, labelled, 
         error = capsys.readouterr().err
         assert status == 2 and said in error and "study is missing" not in error, (command, error)
     assert not (tmp_path / "r").exists() and not (tmp_path / "n.safetensors").exists()
+
+
+def test_an_end_that_nobody_asked_for_is_told_as_it_is(tmp_path, photos, labelled, capsys, monkeypatch):
+    "Too little memory, or Ctrl-C: one line, and it promises only what holds."
+    command = ["evaluate", str(tmp_path), str(labelled)], ["saliency", str(photos), "--out", str(tmp_path / "m")]
+
+    def stopped(error):
+        def stop(*_, **__):
+            raise error
+
+        return stop
+
+    for place, words in (("dilo.evaluation.evaluate_photos", command[0]), ("dilo.saliency.saliency_folder", command[1])):
+        monkeypatch.setattr(place, stopped(MemoryError("Unable to allocate 2.46 TiB")))
+        assert main(words) == 2
+        assert "memory does not suffice (Unable to allocate 2.46 TiB)" in capsys.readouterr().err
+        monkeypatch.setattr(place, stopped(KeyboardInterrupt()))
+        assert main(words) == 130
+        goes_on = words[0] == "saliency"
+        assert ("the same command goes on from here" if goes_on else "nothing was kept") in capsys.readouterr().err
+
+
+def test_a_run_without_rows_in_its_history_is_named(tmp_path):
+    (tmp_path / "history.csv").write_text("loss\n")
+    (tmp_path / "settings.json").write_text(json.dumps({"seed": 0, "model.backbone": "resnet18", "model.width": 8} | {
+        "model.stem": "small", "recipe.method": "moco_v2"}))  # fmt: skip
+    about = dict(backbone="resnet18", width=8, stem="small", recipe="moco", seed=0)
+    save_encoder(Encoder("resnet18", 8, "small"), tmp_path / "encoder.safetensors", **about)
+    with pytest.raises(ValueError, match="history.csv: has 0 rows, and needs 1"):
+        export_run(tmp_path, tmp_path / "out")
 
 
 def test_a_colour_that_stands_for_nothing_is_white_in_16_bits_too(tmp_path):
