@@ -12,10 +12,10 @@ __all__ = ['Probability', 'Name', 'LAYOUTS', 'SALIENCY', 'VIEWS', 'METHODS', 'EV
 # %% ../nbs/00_config.ipynb #c9a9b2b1
 import argparse
 import difflib
-import importlib
 import json
+import pkgutil
 import sys
-from collections.abc import Mapping
+from collections import UserDict
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,24 +35,11 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 # %% ../nbs/00_config.ipynb #03e6d32e
-class Registry(Mapping):
+class Registry(UserDict):
     "Names of what can be chosen, each with the place of its code, `module:name`; `registry[name]` is the code itself."
 
-    def __init__(self, places):
-        self.places = dict(places)
-
     def __getitem__(self, name):
-        module, _, attribute = self.places[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
-
-    def __contains__(self, name):
-        return name in self.places
-
-    def __iter__(self):
-        return iter(self.places)
-
-    def __len__(self):
-        return len(self.places)
+        return pkgutil.resolve_name(self.data[name])
 
 # %% ../nbs/00_config.ipynb #0eb3ddbf
 LAYOUTS = Registry({"world": "dilo.data.index:index_world", "folder": "dilo.data.index:index_folder"})
