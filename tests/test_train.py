@@ -133,8 +133,8 @@ def test_imagenet_settings_fit_a_tree_of_its_shape(fresh):
                 pixels = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
                 size = (500, 375) if number % 2 else (333, 500)
                 Image.fromarray(pixels).resize(size).save(place / f"{synset}_{number}.JPEG")
-    fresh.edit("params.yaml", "folder: ../imagenet,", "folder: ../imagenet, storage: streamed,")
-    fresh.edit("params.yaml", "jobs: 64", "jobs: 2")
+    fresh.edit("profiles/imagenet.yaml", "folder: ../imagenet,", "folder: ../imagenet, storage: streamed,")
+    fresh.edit("profiles/imagenet.yaml", "jobs: 64", "jobs: 2")
     fresh.run("python", "-m", "dilo.config", "imagenet")
     fresh.run("dvc", "repro", "saliency")
     assert not (fresh.folder / "build/arrays/images.npy").exists(), "they were to be streamed"
