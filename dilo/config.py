@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Probability', 'Name', 'LAYOUTS', 'SALIENCY', 'VIEWS', 'METHODS', 'EVALUATIONS', 'Map', 'Temperature', 'Dim', 'Maps',
            'RECIPES', 'Section', 'Registry', 'World', 'Data', 'Saliency', 'Recipe', 'Views', 'Model', 'InstDisc',
-           'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Scene', 'Train', 'Knn', 'Linear',
-           'Evaluate', 'Study', 'Options', 'Settings', 'SettingsError', 'shown', 'parse_settings', 'merge',
+           'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Scene', 'Size', 'Train', 'Knn',
+           'Linear', 'Evaluate', 'Study', 'Options', 'Settings', 'SettingsError', 'shown', 'parse_settings', 'merge',
            'parse_changes', 'read_profile', 'load_settings', 'project_root', 'write_profile', 'write_outcomes', 'main']
 
 # %% ../nbs/00_config.ipynb #c9a9b2b1
@@ -18,7 +18,7 @@ import sys
 from collections import UserDict
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -138,6 +138,9 @@ class Recipe(Section):
     area: list[Probability] = Field(
         [0.0, 1.0], min_length=2, max_length=2, description="the mean of the map must lie between these, else no paste"
     )
+    second: float = Field(
+        1.0, gt=0, le=1, description="side of the second view, a share of the first's: less work for MoCo's key network"
+    )
     options: dict[str, Any] = Field(
         {}, description="what this recipe has other than its method's section: keys of that"
     )
@@ -244,6 +247,13 @@ class Scene(BYOL):
     every: int = Field(5, ge=1, description="epochs from one refresh of the maps to the next")
 
 # %% ../nbs/00_config.ipynb #c97184a4
+class Size(Section):
+    "A part of a run with smaller views."
+
+    until: Probability = Field(description="share of the run, in epochs, after which this part is over")
+    side: int = Field(ge=16, le=1024, description="of the first view, px")
+
+
 class Train(Section):
     "The optimisation: linear warm-up, then a cosine to zero or steps."
 
@@ -260,6 +270,9 @@ class Train(Section):
     )
     batch_norm: Literal["local", "sync"] = Field(
         "local", description="over several processes: the statistics of each on its own, or of all together"
+    )
+    sizes: list[Size] = Field(
+        [], description="progressive resizing: parts of the run with smaller views, in order; then views.size"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where it is fast")
     processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
@@ -372,6 +385,8 @@ def _section_at(loc):
             at = {"*": Recipe}
         elif isinstance(at, dict):
             at = at["*"]
+        elif isinstance(key, int):  # an entry of a list
+            at = get_args(at)[0]
         else:
             at = at.model_fields[key].annotation
     return at
@@ -435,6 +450,12 @@ def _of_training(s, name, recipe):
         yield f"{at}warmup = {train.warmup} is not allowed: at most {at}epochs = {train.epochs}"
     if train.batch % train.accumulate:
         yield f"{at}accumulate = {train.accumulate} is not allowed: must divide {at}batch = {train.batch}"
+    shares = [part.until for part in train.sizes]
+    if sorted(set(shares)) != shares or any(part.side > s.views.size for part in train.sizes):
+        yield (
+            f"{at}sizes = {[part.model_dump() for part in train.sizes]} is not allowed: until must rise, and no side may "
+            f"be above views.size = {s.views.size}"
+        )
     yield from _of_method(s, name, recipe, method)
     if name in s.study.recipes:
         yield from _of_amounts(s, recipe, method, train, at)

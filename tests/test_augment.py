@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -158,6 +160,43 @@ def test_a_gpu_draws_the_same_views(world):
         for a, b in zip(ours.images, theirs.images):
             # next to the threshold of solarisation a value may fall on its other side
             assert ((a - b.cpu()).abs() < 1e-4).float().mean() > 0.999, name
+
+
+class Waits(TorchDispatchMode):
+    "Notes every operation that would make the processor wait for a GPU."
+
+    def __init__(self):
+        super().__init__()
+        self.noted = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out, kwargs = function(*args, **(kwargs or {})), kwargs or {}
+        devices = {t.device.type for t in (*args, out) if isinstance(t, torch.Tensor)}
+        moves = {torch.ops.aten._to_copy.default: (), torch.ops.aten.copy_.default: args[2:3]}
+        if function in moves and len(devices) > 1 and not (kwargs.get("non_blocking") or any(moves[function])):
+            self.noted.append(str(function))
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.noted.append(str(function))
+        return out
+
+
+@pytest.mark.parametrize("name", list(VIEW_RECIPES))
+def test_nobody_waits_for_a_gpu(world, name, monkeypatch):
+    "On a GPU that is only made up: no copy blocks, and nothing is read back."
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # without a GPU there is no pinned memory
+    paste = PasteLaw(0.5, background="swap") if name in ("moco_v2", "scene") else PasteLaw(0.5)
+    pool = background_pool(paste.background, torch.from_numpy(world.images), torch.from_numpy(world.masks))
+    regions = np.tile([[[0, 0, 30.0, 30.0]]], (24, 1, 1)), np.ones((24, 1))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.empty(24, 3, 64, 64, dtype=torch.uint8, device="cuda")
+        maps = torch.empty(24, 1, 64, 64, dtype=torch.uint8, device="cuda")
+        if pool is not None:
+            for part in ("images", "photos", "maps"):
+                setattr(pool, part, torch.empty_like(getattr(pool, part), device="cuda"))
+        given = dict(pool=pool, regions=regions, area=np.full(24, 0.5))
+        with Waits() as waits:
+            views = make_views(VIEW_RECIPES[name](48, paste), images, np.arange(24), maps, **given)
+    assert all(view.device.type == "cuda" for view in views.images) and waits.noted == []
 
 
 @pytest.mark.parametrize("size, stored", [(8, 33), (100, 17), (1, 20), (50, 1)])

@@ -4,29 +4,30 @@
 
 # %% auto #0
 __all__ = ['BACKGROUNDS', 'IMAGENET', 'VIEW_RECIPES', 'BackgroundPool', 'CropLaw', 'JitterLaw', 'MultiView', 'Paste', 'PasteLaw',
-           'SaliencyCrop', 'SaliencyCropLaw', 'ViewLaw', 'ViewRecipe', 'Views', 'background_pool', 'byol', 'composite',
-           'crop_saliency', 'inpaint', 'instdisc', 'lewel', 'make_views', 'mean_alpha', 'moco_v1', 'moco_v2',
-           'multi_crop', 'paste_options', 'paste_table', 'plan_view', 'preview', 'random_phase', 'salient_regions',
-           'scene', 'sheet', 'simclr', 'uniform', 'view_maps', 'view_table']
+           'SaliencyCrop', 'SaliencyCropLaw', 'ViewLaw', 'ViewRecipe', 'Views', 'background_pool', 'byol',
+           'check_levels', 'composite', 'crop_saliency', 'inpaint', 'instdisc', 'lewel', 'make_views', 'mean_alpha',
+           'moco_v1', 'moco_v2', 'multi_crop', 'paste_options', 'paste_table', 'plan_view', 'preview', 'random_phase',
+           'resized', 'salient_regions', 'scene', 'sheet', 'simclr', 'to_device', 'uniform', 'view_maps', 'view_table']
 
 # %% ../../nbs/augmentation/00_augmentation.ipynb #cadfdfef
 # fmt: off
 from dilo.augmentation.laws import (
     BACKGROUNDS, IMAGENET, VIEW_RECIPES, CropLaw, JitterLaw, PasteLaw, SaliencyCropLaw, ViewLaw, ViewRecipe, byol,
-    instdisc, lewel, moco_v1, moco_v2, multi_crop, plan_view, scene, simclr, uniform,
+    instdisc, lewel, moco_v1, moco_v2, multi_crop, plan_view, resized, scene, simclr, uniform,
 )
-from .pixels import composite, inpaint, random_phase
+from .pixels import composite, inpaint, random_phase, to_device
 from dilo.augmentation.engine import (
-    BackgroundPool, Views, background_pool, crop_saliency, make_views, mean_alpha, salient_regions, view_maps,
+    BackgroundPool, Views, background_pool, check_levels, crop_saliency, make_views, mean_alpha, salient_regions,
+    view_maps,
 )
 from .transforms import MultiView, Paste, SaliencyCrop
 from .preview import paste_options, paste_table, preview, sheet, view_table
 
 _all_ = [
     "BACKGROUNDS", "IMAGENET", "VIEW_RECIPES", "BackgroundPool", "CropLaw", "JitterLaw", "MultiView", "Paste", "PasteLaw",
-    "SaliencyCrop", "SaliencyCropLaw", "ViewLaw", "ViewRecipe", "Views", "background_pool", "byol", "composite",
-    "crop_saliency", "inpaint", "instdisc", "lewel", "make_views", "mean_alpha", "moco_v1", "moco_v2",
-    "multi_crop", "paste_options", "paste_table", "plan_view", "preview", "random_phase", "salient_regions",
-    "scene", "sheet", "simclr", "uniform", "view_maps", "view_table",
+    "SaliencyCrop", "SaliencyCropLaw", "ViewLaw", "ViewRecipe", "Views", "background_pool", "byol", "check_levels",
+    "composite", "crop_saliency", "inpaint", "instdisc", "lewel", "make_views", "mean_alpha", "moco_v1", "moco_v2",
+    "multi_crop", "paste_options", "paste_table", "plan_view", "preview", "random_phase", "resized", "salient_regions",
+    "scene", "sheet", "simclr", "to_device", "uniform", "view_maps", "view_table",
 ]
 # fmt: on

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ORDERS', 'BACKGROUNDS', 'IMAGENET', 'VIEW_RECIPES', 'COLOURS', 'PASTE', 'REGION', 'uniform', 'CropLaw',
            'SaliencyCropLaw', 'JitterLaw', 'PasteLaw', 'ViewLaw', 'ViewRecipe', 'instdisc', 'moco_v1', 'moco_v2',
-           'simclr', 'byol', 'lewel', 'multi_crop', 'scene', 'ViewPlan', 'plan_view']
+           'simclr', 'byol', 'lewel', 'multi_crop', 'scene', 'resized', 'ViewPlan', 'plan_view']
 
 # %% ../../nbs/augmentation/01_laws.ipynb #40c5c924
 from collections import ChainMap
@@ -277,6 +277,12 @@ def scene(size=224, paste=None):
 
 
 VIEW_RECIPES = ChainMap({"multi_crop": multi_crop}, VIEWS)  # no recipe of the pipeline takes more than two views
+
+
+def resized(recipe, side):
+    "The `ViewRecipe` with a first view of `side` px. The sides of the other views keep their ratio to it."
+    scale = side / recipe.views[0].size
+    return replace(recipe, views=tuple(replace(law, size=max(1, round(law.size * scale))) for law in recipe.views))
 
 # %% ../../nbs/augmentation/01_laws.ipynb #318cb9cf
 @dataclass

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ABLATIONS', 'ablation_figure', 'ablation_table', 'accuracy_by_split', 'accuracy_table', 'code_commit', 'differences',
            'error_gallery', 'gallery', 'gather', 'heat', 'interval', 'learning_curves', 'localisation_table',
-           'markdown_table', 'neighbours_table', 'read_ablation', 'read_histories', 'read_results', 'read_runs',
-           'study_page', 'summarise']
+           'mark_otherwise', 'markdown_table', 'neighbours_table', 'read_ablation', 'read_histories', 'read_results',
+           'read_runs', 'study_page', 'summarise', 'verify_project']
 
 # %% ../../nbs/study/00_study.ipynb #7c31693a
 # fmt: off
@@ -15,11 +15,15 @@ from dilo.study.figures import (
     accuracy_by_split, error_gallery, gallery, heat, interval, learning_curves, markdown_table, read_histories, summarise,
 )
 from .ablations import ABLATIONS, ablation_figure, ablation_table, read_ablation
-from .report import accuracy_table, differences, localisation_table, neighbours_table, study_page
+from .verify import verify_project
+from dilo.study.report import (
+    accuracy_table, differences, localisation_table, mark_otherwise, neighbours_table, study_page,
+)
 
 _all_ = [
     "ABLATIONS", "ablation_figure", "ablation_table", "accuracy_by_split", "accuracy_table", "code_commit", "differences",
-    "error_gallery", "gallery", "gather", "heat", "interval", "learning_curves", "localisation_table", "markdown_table",
-    "neighbours_table", "read_ablation", "read_histories", "read_results", "read_runs", "study_page", "summarise",
+    "error_gallery", "gallery", "gather", "heat", "interval", "learning_curves", "localisation_table", "mark_otherwise",
+    "markdown_table", "neighbours_table", "read_ablation", "read_histories", "read_results", "read_runs", "study_page",
+    "summarise", "verify_project",
 ]
 # fmt: on

@@ -6,6 +6,7 @@
 __all__ = ['flat', 'code_commit', 'run_row', 'gather', 'read_runs', 'read_results']
 
 # %% ../../nbs/study/01_results.ipynb #9dba9fe6
+import hashlib
 import json
 import subprocess
 from numbers import Real
@@ -38,12 +39,14 @@ def code_commit(folder):
 
 
 def run_row(run, commit=""):
-    """A run as a flat dictionary: recipe, seed, numbers, commit, and the settings as JSON.
+    """A run as a flat dictionary: recipe, seed, numbers, the encoder's checksum if its file is there, commit, and the
+    settings as JSON, which say on what machine it was made.
 
     run: a run folder, with metrics.json and settings.json. Raises OSError or ValueError naming the file."""
     run = Path(run)
-    settings = read_json(run / "settings.json")
-    return flat(read_json(run / "metrics.json")) | {"commit": commit, "settings": json.dumps(settings)}
+    settings, weights = read_json(run / "settings.json"), run / "encoder.safetensors"
+    encoder = {"encoder": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]} if weights.is_file() else {}
+    return flat(read_json(run / "metrics.json")) | encoder | {"commit": commit, "settings": json.dumps(settings)}
 
 # %% ../../nbs/study/01_results.ipynb #dacbeb50
 def _kept_commits(file):

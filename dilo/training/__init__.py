@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Encoder', 'Interrupted', 'NonFiniteLoss', 'OtherRun', 'Run', 'build_method', 'column_mlp', 'differences',
-           'distance', 'epoch_batches', 'export_run', 'info_nce', 'launch', 'learning_rate', 'load_encoder',
+           'distance', 'epoch_batches', 'export_run', 'info_nce', 'launch', 'learning_rate', 'load_encoder', 'made_on',
            'momentum_copy', 'photo_settings', 'pretrain', 'pretrain_photos', 'recipe_saliency', 'save_encoder',
            'spread', 'update_momentum', 'view_recipe']
 
@@ -14,7 +14,7 @@ from .models import Encoder, column_mlp, momentum_copy, update_momentum
 from .optimisation import epoch_batches, learning_rate
 from .checkpoints import OtherRun, differences, load_encoder, save_encoder
 from .feed import recipe_saliency
-from .recipes import METHODS, build_method, view_recipe
+from .recipes import METHODS, build_method, made_on, view_recipe
 from .loop import Interrupted, NonFiniteLoss, Run, launch, pretrain
 from .photos import photo_settings, pretrain_photos
 from .handover import export_run
@@ -24,7 +24,7 @@ from .methods.byol import distance
 _all_ = [
     "METHODS", "Encoder", "Interrupted", "NonFiniteLoss", "OtherRun", "Run", "build_method", "column_mlp",
     "differences", "distance", "epoch_batches", "export_run", "info_nce", "launch", "learning_rate",
-    "load_encoder", "momentum_copy", "photo_settings", "pretrain", "pretrain_photos", "recipe_saliency",
+    "load_encoder", "made_on", "momentum_copy", "photo_settings", "pretrain", "pretrain_photos", "recipe_saliency",
     "save_encoder", "spread", "update_momentum", "view_recipe",
 ]
 # fmt: on

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data import shuffled
 from dilo.augmentation import (
-    CropLaw, SaliencyCropLaw, background_pool, crop_saliency, make_views, salient_regions, view_maps,
+    CropLaw, SaliencyCropLaw, background_pool, check_levels, crop_saliency, make_views, mean_alpha, resized,
+    salient_regions, to_device, view_maps,
 )
 
 # %% ../../nbs/training/04_feed.ipynb #10fe9c89
@@ -88,7 +89,8 @@ class ViewMaker:
     maps and there are none."""
 
     def __init__(self, recipe, images, saliency, rows, pool, device, own_maps=False, looks_by_maps=False):
-        self.recipe, self.device, self.own_maps, self.looks_by_maps = recipe, device, own_maps, looks_by_maps
+        self.given = self.recipe = recipe
+        self.device, self.own_maps, self.looks_by_maps = device, own_maps, looks_by_maps
         self.places = np.full(len(images), -1)
         self.places[rows] = np.arange(len(rows))
         self.size = images.shape[2:]
@@ -102,8 +104,10 @@ class ViewMaker:
         if self.salient and not own_maps:
             parts = [salient_regions(saliency[part]) for part in np.array_split(rows, len(rows) // 1024 + 1)]
             self.regions = tuple(np.concatenate(kind) for kind in zip(*parts))
-        laws = (replace(law, crop=CropLaw(law.crop.scale, law.crop.ratio)) for law in recipe.views)
-        self.before_maps = replace(recipe, views=tuple(laws))
+
+    def resize(self, side):
+        "From now on the first view has this side in px. The sides of the other views keep their ratio to it."
+        self.recipe = resized(self.given, side)
 
     def set_maps(self, maps):
         "Sets the method's own maps, uint8 `(rows, 1, h, w)` of any size, in the order of the training rows."
@@ -117,18 +121,25 @@ class ViewMaker:
 
     def __call__(self, rows, images, maps, seed, epoch):
         "The `Views` of a batch of `read_batches`. Their `index` is the position of each image among the training rows."
-        places = self.places[rows]
+        places, area = self.places[rows], None
+        if self.recipe.paste is not None:  # read off the maps before they go to a GPU, which nobody then waits for
+            check_levels(maps)
+            area = mean_alpha(maps, self.recipe.paste.alpha)
         images = images.to(self.device, non_blocking=True)
         maps = maps.to(self.device, non_blocking=True) if self.uses_saliency else None
         regions = None if self.regions is None else tuple(part[places] for part in self.regions)
-        recipe = self.before_maps if self.own_maps and self.maps is None else self.recipe
-        views = make_views(recipe, images, rows, maps, pool=self.pool, regions=regions, seed=seed, epoch=epoch)
+        recipe = self.recipe
+        if self.own_maps and self.maps is None:
+            laws = (replace(law, crop=CropLaw(law.crop.scale, law.crop.ratio)) for law in recipe.views)
+            recipe = replace(recipe, views=tuple(laws))
+        given = dict(pool=self.pool, regions=regions, area=area)
+        views = make_views(recipe, images, rows, maps, **given, seed=seed, epoch=epoch)
         views.images = [v.contiguous(memory_format=torch.channels_last) for v in views.images]
         if self.maps is not None:
-            own = F.interpolate(self.maps[places].to(self.device).float(), self.size, mode="bilinear")
+            own = F.interpolate(to_device(self.maps[places], self.device).float(), self.size, mode="bilinear")
             views.saliency = crop_saliency(own.round().byte(), views.boxes)
         if self.looks_by_maps:
             at = zip(views.boxes, views.flipped, views.images)
             views.maps = [view_maps(maps, boxes, flipped, image.shape[-1]) for boxes, flipped, image in at]
-        views.index = torch.from_numpy(places).to(self.device)
+        views.index = to_device(places, self.device)
         return views

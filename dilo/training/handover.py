@@ -143,6 +143,9 @@ MEANINGS = {
     "processes": "that trained together",
     "torch": "version that trained",
     "count": "of images",
+    "machine.processor": "that it learned on",
+    "machine.instructions": "that torch used",
+    "machine.threads": "that it computed in",
 }
 
 

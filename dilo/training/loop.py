@@ -26,13 +26,16 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import patch_environment
 from tqdm.auto import tqdm
 
+from ..augmentation import to_device
 from ..config import Train
 from ..files import write_atomically
 from .checkpoints import resume, save_checkpoint, save_encoder
 from .feed import ViewMaker, read_batches
 from .models import synchronise
-from .optimisation import epoch_batches, learning_rate, machine_precision, optimiser_of, share_of
-from .recipes import build_method, made_by, view_recipe
+from dilo.training.optimisation import (
+    epoch_batches, learning_rate, machine_precision, optimiser_of, share_of, view_size,
+)  # fmt: skip
+from .recipes import build_method, made_by, made_on, moved, view_recipe
 
 # %% ../../nbs/training/06_loop.ipynb #db062f23
 class NonFiniteLoss(RuntimeError):
@@ -78,7 +81,7 @@ class _RunFolder:
         self.path, self.accelerator = Path(path), accelerator
 
     def begin(self, made):
-        "Makes the folder and writes settings.json. The files of a finished run are removed."
+        "Makes the folder and writes settings.json: what made the run, and where. The files of a finished run are removed."
         if self.accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             if (self.path / "encoder.safetensors").exists():
@@ -233,7 +236,7 @@ def _new_accelerator(train, images, folder):
             raise ImportError(f"train.trackers has {name}, and it is not installed: pip install dilo[workflow]")
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(
-        mixed_precision=machine_precision(train.precision),
+        mixed_precision={"fp32": "no"}.get(precision := machine_precision(train.precision), precision),
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=list(train.trackers) or None,
         project_dir=Path(folder) / "trackers",
@@ -309,14 +312,14 @@ class _Learner:
             with nullcontext() if number == count else self.accelerator.no_sync(self.method):
                 loss, logs = self.method(views)
                 self.accelerator.backward(loss / count)
-            shares = {"pasted": views.pasted.float().mean(), "skipped": views.skipped.float().mean()}
-            logs = {"loss": loss.detach(), **logs, **shares}
-            device = loss.device
-            values = values + torch.stack([v.detach().float().to(device) for v in logs.values()]) / count
+            logs = {"loss": loss.detach(), **logs}
+            shares = torch.stack([views.pasted.float().mean(), views.skipped.float().mean()])
+            part_values = torch.stack([v.detach().float() for v in logs.values()])
+            values = values + torch.cat([part_values, to_device(shares, loss.device)]) / count
             rows += part[0].tolist()
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return list(logs), values, rows
+        return [*logs, "pasted", "skipped"], values, rows
 
 # %% ../../nbs/training/06_loop.ipynb #1fcd8757
 @dataclass
@@ -362,7 +365,8 @@ class Run:
         state = None if fresh else resume(self.files.path, self.made, machine.print)
         self.learner = _Learner(self.train, method, make, machine, state)
         self.reader = _Reader(self.train, images, saliency, rows, seed, machine)
-        state = state or dict(epoch=0, step=0, sums={}, history=[])
+        state = state or dict(epoch=0, step=0, sums={}, history=[], machine={})
+        self.machine = moved(state["machine"], made_on(machine.device))
         self.at = _Position(self.train, len(rows) // self.train.batch, state["epoch"], state["step"])
         bar = self.at.bar(f"{recipe}, seed {seed}", progress and machine.is_main_process)
         self.log = _Log(self.train, machine, self.files.path, bar, state["sums"], state["history"])
@@ -370,14 +374,14 @@ class Run:
     def state(self):
         "Everything that an exact resume needs."
         counted = dict(epoch=self.at.epoch, step=self.at.step, sums=self.log.sums, history=self.log.history)
-        return self.learner.state() | counted | dict(made=self.made)
+        return self.learner.state() | counted | dict(made=self.made, machine=self.machine)
 
     def take_step(self, parts):
         "One step on the parts of a batch, each as `read_batches` gives it. Returns whether the run is to stop."
         at, rate = self.at, self.at.rate(self.at.done)
         names, values, rows = self.learner.step(parts, rate, self.seed, at.epoch)
         self.learner.bare.after_step((at.done + 1) / at.total)
-        values = self.accelerator.reduce(torch.cat([values, values.new_tensor([float(self.stop.made)])]), "mean")
+        values = self.accelerator.reduce(torch.cat([values, values.new_full((1,), float(self.stop.made))]), "mean")
         numbers = _StepNumbers(names, values, rows, at.epoch, at.step, at.done)
         at.step += 1
         return self.log.add(numbers, rate)
@@ -386,8 +390,10 @@ class Run:
         """The rest of the epoch, or `steps` steps of it. Returns its row of the history. Raises `NonFiniteLoss`, or
         `Interrupted` after saving."""
         started, at, first = time.perf_counter(), self.at, self.at.step
+        side = view_size(self.train, at.epoch, self.size)
+        self.learner.make.resize(side)
         if first == 0:
-            self.learner.refresh_maps(self.reader, at.epoch, self.size)
+            self.learner.refresh_maps(self.reader, at.epoch, side)
         self.learner.method.train()
         for parts in self.reader.batches(at.epoch, first, steps):
             if self.take_step(parts):
@@ -424,7 +430,7 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
     try:
         if dry_run:
             return pd.DataFrame([started.learn(steps=2)])
-        started.files.begin(started.made)
+        started.files.begin(started.made | started.machine)
         started.log.start_trackers(started.made, resumed=started.at.epoch > 0)
         with started.stop.listening(started.accelerator.print):
             while started.at.epoch < started.train.epochs:

@@ -164,7 +164,8 @@ def _finished(out, settings, recipe, seed, packed):
     anew = f"move {out / 'encoder.safetensors'} away and delete {out} to start anew"
     then = read_json(out / "settings.json", anew)
     now = made_by(settings, recipe, seed, packed.images, packed.learning_rows, None)
-    apart = ("saliency", "code", "torch", "processes")  # maps follow from photos, the rest undoes no run
+    # maps follow from photos, the rest undoes no run
+    apart = ("saliency", "code", "torch", "processes", *(key for key in then if key.startswith("machine.")))
     if changes := differences(*({k: v for k, v in made.items() if k not in apart} for made in (then, now))):
         raise OtherRun(
             f"{out} holds a finished run that was made by something else:\n  "
