@@ -1,4 +1,5 @@
 # make repro    runs the pipeline and says where the report is   (PROFILE=smoke for two minutes of everything)
+# make verify   compares the finished runs with the committed ones: the same bits, within the spread of seeds, or neither
 # make test     runs every test
 # make setup    installs everything into .venv, which the others do too where need be
 # make lab      opens the notebooks in JupyterLab
@@ -11,7 +12,7 @@ PROFILE ?= default
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SETUP := .venv/.installed
 
-.PHONY: help setup repro test lab export lint docs
+.PHONY: help setup repro verify test lab export lint docs
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -23,6 +24,9 @@ repro: $(SETUP)
 	python -m dilo.config $(PROFILE)
 	dvc repro
 	@echo "The report: $(CURDIR)/reports/index.html"
+
+verify: $(SETUP)
+	@python -m dilo.study.verify
 
 test: $(SETUP)
 	nbdev_test --n_workers 0

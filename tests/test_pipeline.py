@@ -126,6 +126,26 @@ def test_results_are_two_tables_and_touch_no_other_profile(smoke):
     assert "holds profile 'smoke'" in said and "git checkout params.yaml" in said, said
 
 
+def test_verify_compares_with_the_committed_runs(smoke):
+    assert "Does it repeat?" in (smoke.folder / "reports/index.html").read_text()
+    command = ("python", "-m", "dilo.study.verify")
+    assert "results/smoke/runs.csv: not in commit HEAD" in smoke.run(*command, fails=True)
+    for git in ("add -f results/smoke", "commit -qm results", "tag published", "reset -q HEAD~1"):
+        smoke.run("git", *git.split())
+    command += ("--against", "published")
+    assert "2 of 2 runs repeat the committed ones: 2 with the same bits." in smoke.run(*command)
+    path = smoke.folder / "runs/moco-0/metrics.json"
+    before = path.read_text()
+    result = json.loads(before)
+    result["linear"]["original"] -= 0.005
+    path.write_text(json.dumps(result))
+    said = smoke.run(*command, fails=True)
+    assert "moco, seed 0: OTHER BITS on the same kind of machine" in said and "1 of 2 runs repeat" in said, said
+    path.write_text(before)
+    made = json.loads((smoke.folder / "runs/moco-0/settings.json").read_text())
+    assert made["train.precision"] == "fp32" and made["machine.processor"] and made["machine.threads"]
+
+
 def test_a_killed_run_ends_with_the_same_encoder(smoke):
     def encoder():
         return hashlib.sha256((smoke.folder / "runs/dilo-0/encoder.safetensors").read_bytes()).hexdigest()
