@@ -11,7 +11,7 @@ import importlib.util
 
 needed = dict(numpy="numpy", PIL="pillow", pydantic="pydantic", filelock="filelock", safetensors="safetensors",
     skimage="scikit-image", scipy="scipy", joblib="joblib", pandas="pandas", tqdm="tqdm", numba="numba",
-    accelerate="accelerate")
+    accelerate="accelerate", psutil="psutil")
 needed["ruamel.yaml"] = "ruamel.yaml"
 
 

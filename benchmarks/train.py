@@ -5,6 +5,8 @@ ResNet-18 of torchvision's width and stem, 64 px, batch 128, from 1,280 images o
 - MoCo v2 against MoCo v2 built from lightly's modules as its documentation combines them (PIL images, its transform in 0
   or 2 DataLoader workers, NTXentLoss with a memory bank of 4,096, fp32), in the same run, on the same images; dilo in the
   precision that it chooses (bf16 where the machine computes in it) and in fp32;
+- whole epochs of MoCo v2 against two forwards and a backward of the same network on a tensor in memory, in the same
+  precision ("bare"): what is left outside the network;
 - the share of a step outside forward, backward and optimiser: views, momentum, queue, numbers for the log;
 - what DiLo's paste and LEWEL cost over MoCo v2, LEWEL and scene over BYOL (scene with one refresh of its maps in three
   epochs).
@@ -183,10 +185,36 @@ def run_lightly(workers):
     }
 
 
+def run_bare(precision):
+    "Images a second of two forwards and a backward of the network alone, the key's forward without gradients."
+    from dilo.training import Encoder
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder, key = (Encoder("resnet18").to(device, memory_format=torch.channels_last).train() for _ in range(2))
+    x = torch.rand(BATCH, 3, SIZE, SIZE, device=device).to(memory_format=torch.channels_last)
+    steps = []
+    for _ in range(EPOCHS * STEPS):
+        started = now()
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            with torch.no_grad():
+                key(x)
+            out = encoder(x)
+        out.float().square().mean().backward()
+        encoder.zero_grad(set_to_none=True)
+        steps.append(now() - started)
+    speed = BATCH / median(steps[STEPS:])
+    whole = (EPOCHS - 1) * STEPS * BATCH / sum(steps[STEPS:])
+    return {"images_per_second": speed, "images_per_second_of_epochs": whole, "share_outside": 0.0}
+
+
 def one(case):
     "Runs a case in this process and prints a line of JSON."
     torch.manual_seed(0)
-    out = run_lightly(int(case.split()[1])) if case.startswith("lightly") else run_dilo(case)
+    kind = case.split()[0]
+    if kind == "lightly":
+        out = run_lightly(int(case.split()[1]))
+    else:
+        out = run_bare(case.split()[1]) if kind == "bare" else run_dilo(case)
     if torch.cuda.is_available():
         out["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
     else:
@@ -209,7 +237,10 @@ def main():
     args = parser.parse_args()
     if args.one:
         return one(args.one)
-    cases = list(CASES)
+    from dilo.training.optimisation import machine_precision
+
+    precision = machine_precision()
+    cases = [*CASES, *dict.fromkeys(("bare fp32", f"bare {precision}"))]
     if importlib.util.find_spec("lightly") is None:
         print("lightly is not installed, so there is no comparison with it")
     else:
@@ -227,6 +258,8 @@ def main():
         peer = max(best[c][speed] for c in cases if c.startswith("lightly"))
         for case in ("moco_v2", "moco_v2 fp32"):
             print(f"{case} against lightly, whole epochs: {best[case][speed] / peer:.2f}x")
+    for case, bare in (("moco_v2", f"bare {precision}"), ("moco_v2 fp32", "bare fp32")):
+        print(f"{case} over two forwards and a backward ({bare}): {best[case][speed] / best[bare][speed]:.1%}")
     print(f"share of a MoCo v2 step outside forward, backward and optimiser: {best['moco_v2']['share_outside']:.1%}")
     for case, base in (("moco_v2 + dilo", "moco_v2"), ("lewel_m", "moco_v2"), ("lewel_b", "byol"), ("scene", "byol")):
         extra = best[base][speed] / best[case][speed] - 1

@@ -279,7 +279,8 @@ class Train(Section):
         "auto", description="that the pretrain notebook starts; auto: one for each GPU, or one"
     )
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
-        "auto", description="that read images for a process; auto: none for packed images, else the cores there are"
+        "auto",
+        description="that read images for a process; auto: none for packed images that memory holds, else all cores",
     )
     trackers: list[Literal["tensorboard", "dvclive"]] = Field(
         [], description="who else is told the logs, through Accelerate"

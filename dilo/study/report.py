@@ -278,7 +278,7 @@ def _ablations(published):
     "What is published about each question, from the folder of all profiles' results."
     parts = [
         paragraph(
-            "Not the runs of this page. They lie in `results/`, in the folders of the profiles seeds, controls, ablations, "
+            "Not the runs of this page. They lie in `results/`, in the folders of the profiles ablations, "
             "scenes and scene_controls: the default settings on the embedded world, changed in one thing, each with its "
             "commit and its settings. The papers' numbers are of other data, networks and lengths. Compare the order "
             "within a column, not across."

@@ -6,6 +6,7 @@
 __all__ = ['recipe_saliency', 'read_batches', 'ViewMaker']
 
 # %% ../../nbs/training/04_feed.ipynb #640fda27
+import mmap
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -42,11 +43,24 @@ def recipe_saliency(kind, folder, masks=None):
     return maps
 
 # %% ../../nbs/training/04_feed.ipynb #579fcce4
+def _reopened(array):
+    "Pickles a memory map as the place of its file, where pickle would read all of it. Other arrays are left as they are."
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):  # a whole one, no slice of it
+        return np.memmap, (array.filename, array.dtype, "r", array.offset, array.shape)
+    return None, array
+
+
 class _Rows(Dataset):
     "Images and maps as a data set whose items are read by lists of rows."
 
     def __init__(self, images, saliency):
         self.images, self.saliency = images, saliency
+
+    def __getstate__(self):  # for workers that are not forked
+        return [_reopened(self.images), _reopened(self.saliency)]
+
+    def __setstate__(self, state):
+        self.images, self.saliency = (held if make is None else make(*held) for make, held in state)
 
     def __len__(self):
         return len(self.images)

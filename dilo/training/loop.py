@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, notebook_launcher
 from accelerate.state import AcceleratorState
@@ -195,8 +196,9 @@ class _Reader:
         self.train, self.images, self.saliency, self.rows, self.seed = train, images, saliency, rows, seed
         self.accelerator, self.workers = accelerator, train.workers
         if train.workers == "auto":
-            processes = accelerator.num_processes
-            self.workers = 0 if isinstance(images, np.ndarray) else max(1, os.cpu_count() // processes)
+            # an array that memory holds is read in no time; from a larger one, as from photos, others read ahead
+            held = isinstance(images, np.ndarray) and images.nbytes < psutil.virtual_memory().total / 2
+            self.workers = 0 if held else max(1, os.cpu_count() // accelerator.num_processes)
 
     def batches(self, epoch, first, count=None):
         "Yields the batches of an epoch from step `first` on, at most `count`: lists of parts as `read_batches` gives them."
