@@ -11,6 +11,8 @@ ResNet-18 of torchvision's width and stem, 64 px, batch 128, from 1,280 images o
 - what DiLo's paste and LEWEL cost over MoCo v2, LEWEL and scene over BYOL (scene with one refresh of its maps in three
   epochs).
 
+`--profile FILE` writes where the time of five steps of "moco_v2 fp32" goes instead (torch.profiler), operation by operation.
+
 Each case runs in a process of its own: an epoch of ten steps for warming up, then three that are timed. All cases run
 twice, turn by turn, and the better run of each counts, since the speed of a shared machine changes. Ratios are of whole
 epochs. Memory is the highest resident memory of the process (on a GPU, its memory). Without lightly that case is left
@@ -125,6 +127,30 @@ def run_dilo(case):
     }
 
 
+def profile(file):
+    "Writes the operations of five steps of MoCo v2 in fp32 with their own time, the longest first."
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    from dilo.data import render_world
+    from dilo.training import Run
+
+    world, gpu = render_world(IMAGES, size=SIZE), torch.cuda.is_available()
+    folder = Path(tempfile.mkdtemp())
+    run = Run(settings_of("moco_v2 fp32"), "case", 0, world.images, np.arange(IMAGES), folder, None, False)
+    run.learn(steps=5)
+    with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as found:
+        started = now()
+        run.learn()
+        whole = now() - started
+    key = "self_device_time_total" if gpu else "self_cpu_time_total"
+    rows = [(e.key, e.count, getattr(e, key) / 1000) for e in found.key_averages()]
+    table = pd.DataFrame(rows, columns=["operation", "calls", "ms"]).sort_values("ms", ascending=False)
+    table["share"] = table.ms / (1000 * whole)
+    print(table.head(15).round(3).to_string(index=False))
+    table.head(40).to_csv(file, index=False, float_format="%.4g")
+
+
 def run_lightly(workers):
     "Images a second of MoCo v2 as lightly's documentation builds it."
     import copy
@@ -233,10 +259,13 @@ def measure(case):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", help="write the table there")
+    parser.add_argument("--profile", help="write the operations of a step there, and measure nothing else")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         return one(args.one)
+    if args.profile:
+        return profile(args.profile)
     from dilo.training.optimisation import machine_precision
 
     precision = machine_precision()

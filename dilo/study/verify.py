@@ -8,6 +8,7 @@ __all__ = ['MEASURES', 'MACHINE', 'MOVES_BITS', 'REPEATS', 'seed_spread', 'sprea
 
 # %% ../../nbs/study/04_verify.ipynb #8654ba5e
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
