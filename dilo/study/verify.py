@@ -59,8 +59,8 @@ def verify_run(mine, theirs, spread, limit):
     keys = [k for k in (*other, *MOVES_BITS) if k in made]
     out = {"differs in": "; ".join(differences({k: before.get(k, "not noted") for k in keys}, {k: made[k] for k in keys}))}
     hashes = [row.get("encoder") for row in (mine, theirs)]
-    known = all(isinstance(h, str) for h in hashes)
-    out["encoder"] = ("the same" if hashes[0] == hashes[1] else "another") if known else "not noted"
+    noted = all(isinstance(h, str) for h in hashes)
+    out["encoder"] = ("the same" if hashes[0] == hashes[1] else "another") if noted else "not noted"
     if other or not before:
         return out | dict(verdict="not comparable", furthest="")
     numbers = [m for m in mine.index if isinstance(mine[m], float) and m in theirs and theirs[m] == theirs[m]]
@@ -69,9 +69,10 @@ def verify_run(mine, theirs, spread, limit):
         return out | dict(verdict="the same bits", furthest="")
     if not out["differs in"]:
         return out | dict(verdict="OTHER BITS on the same kind of machine", furthest="")
-    if spread is None:
+    known = {} if spread is None else {m: spread[m] for m in numbers if m in spread and spread[m] > 0}
+    if not known:
         return out | dict(verdict="other bits, spread not known", furthest="")
-    apart = pd.Series({m: (mine[m] - theirs[m]) / spread[m] for m in numbers if m in spread and spread[m] > 0})
+    apart = pd.Series({m: (mine[m] - theirs[m]) / sd for m, sd in known.items()})
     name = apart.abs().idxmax()
     furthest = f"{name} {100 * (mine[name] - theirs[name]):+.1f} points, {apart[name]:+.1f} spreads"
     inside = abs(apart[name]) <= limit
