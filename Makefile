@@ -26,7 +26,7 @@ repro: $(SETUP)
 	@echo "The report: $(CURDIR)/reports/index.html"
 
 verify: $(SETUP)
-	@python -m dilo.study.verify
+	@python -m dilo.study.workflow verify
 
 test: $(SETUP)
 	nbdev_test --n_workers 0

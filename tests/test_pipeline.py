@@ -128,7 +128,7 @@ def test_results_are_two_tables_and_touch_no_other_profile(smoke):
 
 def test_verify_compares_with_the_committed_runs(smoke):
     assert "Does it repeat?" in (smoke.folder / "reports/index.html").read_text()
-    command = ("python", "-m", "dilo.study.verify")
+    command = ("python", "-m", "dilo.study.workflow", "verify")
     assert "results/smoke/runs.csv: not in commit HEAD" in smoke.run(*command, fails=True)
     for git in ("add -f results/smoke", "commit -qm results", "tag published", "reset -q HEAD~1"):
         smoke.run("git", *git.split())

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'MACHINE', 'MOVES_BITS', 'REPEATS', 'seed_spread', 'spread_limit', 'verify_run', 'committed_runs',
-           'verify', 'verdict_text', 'verify_project', 'main']
+           'verify', 'verdict_text', 'verify_project', 'verify_lines']
 
 # %% ../../nbs/study/04_verify.ipynb #8654ba5e
-import argparse
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..config import load_settings, project_root
 from ..training import differences
 from .ablations import SHOWN, made_otherwise, told
 from .results import read_runs, run_row
@@ -155,27 +152,11 @@ def verify_project(root, settings, commit="HEAD"):
     return verify(Path(root) / "runs", committed, settings.study.recipes, settings.study.seeds, spread, freedom)
 
 
-def main(argv=None):
-    "Command line: prints the table and the verdict. The exit status is 1 if something does not repeat."
-    said = "Compares the finished runs in runs/ with the committed results of the profile in params.yaml."
-    parser = argparse.ArgumentParser(prog="python -m dilo.study.verify", description=said)
-    parser.add_argument("--against", default="HEAD", metavar="COMMIT", help="whose results to compare with (default: HEAD)")
-    args = parser.parse_args(argv)
-    root = project_root()
-    try:
-        table = verify_project(root, load_settings(root / "params.yaml"), args.against)
-    except (OSError, ValueError) as e:
-        sys.exit(str(e))
+def verify_lines(table):
+    "A table of `verify` as lines to print: two for each run, the verdict last."
     for row in table.to_dict("records"):
         furthest = f" ({row['furthest']})" if row["furthest"] else ""
-        print(f"{row['recipe']}, seed {row['seed']}: {row['verdict']}{furthest}")
+        yield f"{row['recipe']}, seed {row['seed']}: {row['verdict']}{furthest}"
         if row["differs in"]:
-            print(f"    {row['differs in']}")
-    text, good = verdict_text(table)
-    print(text)
-    sys.exit(0 if good else 1)
-
-# %% ../../nbs/study/04_verify.ipynb #741f918e
-#| eval: false
-if __name__ == "__main__":
-    main()
+            yield f"    {row['differs in']}"
+    yield verdict_text(table)[0]

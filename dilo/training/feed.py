@@ -93,6 +93,20 @@ def read_batches(images, saliency, batches, workers=0):
         pin_memory=torch.cuda.is_available(),
     )
 
+# %% ../../nbs/training/04_feed.ipynb #d39e6c71
+def _areas(maps, paste):
+    "The mean alpha of maps, or None for no paste. It is read before the maps go to a GPU, which nobody then waits for."
+    if paste is None:
+        return None
+    check_levels(maps)
+    return mean_alpha(maps, paste.alpha)
+
+
+def _without_regions(recipe):
+    "The recipe with crops anywhere in the image, for a method that has no maps yet."
+    laws = (replace(law, crop=CropLaw(law.crop.scale, law.crop.ratio)) for law in recipe.views)
+    return replace(recipe, views=tuple(laws))
+
 # %% ../../nbs/training/04_feed.ipynb #d39e6c7b
 class ViewMaker:
     """Makes the views of batches by a view recipe, with its background pool and salient regions.
@@ -120,8 +134,9 @@ class ViewMaker:
             self.regions = tuple(np.concatenate(kind) for kind in zip(*parts))
 
     def resize(self, side):
-        "From now on the first view has this side in px. The sides of the other views keep their ratio to it."
+        "From now on the first view has this side in px, which is returned. The other sides keep their ratio to it."
         self.recipe = resized(self.given, side)
+        return side
 
     def set_maps(self, maps):
         "Sets the method's own maps, uint8 `(rows, 1, h, w)` of any size, in the order of the training rows."
@@ -135,17 +150,11 @@ class ViewMaker:
 
     def __call__(self, rows, images, maps, seed, epoch):
         "The `Views` of a batch of `read_batches`. Their `index` is the position of each image among the training rows."
-        places, area = self.places[rows], None
-        if self.recipe.paste is not None:  # read off the maps before they go to a GPU, which nobody then waits for
-            check_levels(maps)
-            area = mean_alpha(maps, self.recipe.paste.alpha)
+        places, area = self.places[rows], _areas(maps, self.recipe.paste)
         images = images.to(self.device, non_blocking=True)
         maps = maps.to(self.device, non_blocking=True) if self.uses_saliency else None
         regions = None if self.regions is None else tuple(part[places] for part in self.regions)
-        recipe = self.recipe
-        if self.own_maps and self.maps is None:
-            laws = (replace(law, crop=CropLaw(law.crop.scale, law.crop.ratio)) for law in recipe.views)
-            recipe = replace(recipe, views=tuple(laws))
+        recipe = _without_regions(self.recipe) if self.own_maps and self.maps is None else self.recipe
         given = dict(pool=self.pool, regions=regions, area=area)
         views = make_views(recipe, images, rows, maps, **given, seed=seed, epoch=epoch)
         views.images = [v.contiguous(memory_format=torch.channels_last) for v in views.images]

@@ -392,8 +392,7 @@ class Run:
         """The rest of the epoch, or `steps` steps of it. Returns its row of the history. Raises `NonFiniteLoss`, or
         `Interrupted` after saving."""
         started, at, first = time.perf_counter(), self.at, self.at.step
-        side = view_size(self.train, at.epoch, self.size)
-        self.learner.make.resize(side)
+        side = self.learner.make.resize(view_size(self.train, at.epoch, self.size))
         if first == 0:
             self.learner.refresh_maps(self.reader, at.epoch, side)
         self.learner.method.train()
@@ -402,8 +401,7 @@ class Run:
                 self.log.flush()
                 self.files.leave(self.state())
         stop = self.log.flush()
-        speed = (at.step - first) * self.train.batch / (time.perf_counter() - started)
-        row = self.log.row(at, speed)
+        row = self.log.row(at, (at.step - first) * self.train.batch / (time.perf_counter() - started))
         if at.step == at.steps:
             at.epoch, at.step = at.epoch + 1, 0
             self.log.end_epoch(row, at.done)

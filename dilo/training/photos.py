@@ -17,6 +17,7 @@ from ..saliency import saliency_maps
 from .checkpoints import OtherRun, differences
 from .feed import recipe_saliency
 from .loop import made_by, pretrain
+from .optimisation import machine_precision
 
 # %% ../../nbs/training/07_photos.ipynb #93c6a129
 def _values_for(count, changed):
@@ -115,7 +116,9 @@ def _pretrained(photos, out, recipe, seed, changes, file, jobs, progress, dry_ru
     settings = photo_settings(len(index), recipe, changes, file)
     train = settings.training(recipe)
     if progress:
-        print(f"{len(index)} photos: batches of {train.batch}, learning rate {train.lr:.3g}, {train.epochs} epochs")
+        precision = machine_precision(train.precision)
+        told = f"batches of {train.batch}, learning rate {train.lr:.3g}, {train.epochs} epochs, {precision}"
+        print(f"{len(index)} photos: {told}")
     packed = _packed(out, index, settings, jobs, progress)
     if (out / "encoder.safetensors").exists() and not dry_run:
         return _finished(out, settings, recipe, seed, packed)
