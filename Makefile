@@ -15,7 +15,7 @@ SETUP := .venv/.installed
 .PHONY: help setup repro verify test lab export lint docs
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 setup: $(SETUP)
 	@echo "Ready: source $(CURDIR)/.venv/bin/activate, then dilo --help; or make repro"
@@ -28,8 +28,10 @@ repro: $(SETUP)
 verify: $(SETUP)
 	@python -m dilo.study.workflow verify
 
+# two tests at a time, each in one thread: threads of two processes on two cores wait for each other
+test: export OMP_NUM_THREADS := 1
 test: $(SETUP)
-	nbdev_test --n_workers 0
+	nbdev_test --n_workers 2
 	pytest -n 2 --dist loadgroup
 
 lab: $(SETUP)
