@@ -46,6 +46,8 @@ CASES = {
     "lewel_m": dict(method="lewel_m"),
     "byol": dict(method="byol", views="byol"),
     "lewel_b": dict(method="lewel_b", views="lewel"),
+    "byol fp32": dict(method="byol", views="byol", train=dict(precision="fp32")),
+    "lewel_b fp32": dict(method="lewel_b", views="lewel", train=dict(precision="fp32")),
     "scene": dict(method="scene", views="scene", options=dict(warmup=0, every=3)),
 }
 
@@ -259,6 +261,7 @@ def measure(case):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", help="write the table there")
+    parser.add_argument("--cases", nargs="+", help="to run, as in the table (default: all)")
     parser.add_argument("--profile", help="write the operations of a step there, and measure nothing else")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -274,6 +277,10 @@ def main():
         print("lightly is not installed, so there is no comparison with it")
     else:
         cases = ["lightly 0 workers", "lightly 2 workers", *cases]
+    if args.cases:
+        if unknown := set(args.cases) - set(cases):
+            sys.exit(f"{', '.join(sorted(unknown))}: no such case here; there are: {', '.join(cases)}")
+        cases = [case for case in cases if case in args.cases]
     found = {case: [] for case in cases}
     for turn in (1, 2):
         for case in cases:
@@ -283,14 +290,20 @@ def main():
     best = {case: max(runs, key=lambda r: r[speed]) for case, runs in found.items()}
     table = pd.DataFrame(best).T.rename_axis("case")
     print(table.round(3).to_string())
-    if "lightly 0 workers" in best:
-        peer = max(best[c][speed] for c in cases if c.startswith("lightly"))
-        for case in ("moco_v2", "moco_v2 fp32"):
+    peers = [best[c][speed] for c in cases if c.startswith("lightly")]
+    for case in ("moco_v2", "moco_v2 fp32"):
+        if peers and case in best:
+            peer = max(peers)
             print(f"{case} against lightly, whole epochs: {best[case][speed] / peer:.2f}x")
     for case, bare in (("moco_v2", f"bare {precision}"), ("moco_v2 fp32", "bare fp32")):
-        print(f"{case} over two forwards and a backward ({bare}): {best[case][speed] / best[bare][speed]:.1%}")
-    print(f"share of a MoCo v2 step outside forward, backward and optimiser: {best['moco_v2']['share_outside']:.1%}")
-    for case, base in (("moco_v2 + dilo", "moco_v2"), ("lewel_m", "moco_v2"), ("lewel_b", "byol"), ("scene", "byol")):
+        if {case, bare} <= set(best):
+            print(f"{case} over two forwards and a backward ({bare}): {best[case][speed] / best[bare][speed]:.1%}")
+    if "moco_v2" in best:
+        print(f"share of a MoCo v2 step outside forward, backward and optimiser: {best['moco_v2']['share_outside']:.1%}")
+    pairs = [("moco_v2 + dilo", "moco_v2"), ("lewel_m", "moco_v2"), ("lewel_b", "byol"), ("lewel_b fp32", "byol fp32")]
+    for case, base in (*pairs, ("scene", "byol")):
+        if not {case, base} <= set(best):
+            continue
         extra = best[base][speed] / best[case][speed] - 1
         memory = best[case]["peak_mib"] / best[base]["peak_mib"] - 1
         print(f"{case} over {base}: {extra:+.1%} time, {memory:+.1%} peak memory")
