@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Probability', 'Name', 'LAYOUTS', 'SALIENCY', 'VIEWS', 'METHODS', 'EVALUATIONS', 'Map', 'Temperature', 'Dim', 'Maps',
-           'RECIPES', 'Section', 'Registry', 'World', 'Data', 'Saliency', 'Recipe', 'Views', 'Model', 'InstDisc',
-           'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Scene', 'Size', 'Train', 'Knn',
-           'Linear', 'Evaluate', 'Study', 'Options', 'Settings', 'SettingsError', 'shown', 'parse_settings', 'merge',
-           'parse_changes', 'read_profile', 'load_settings', 'project_root', 'write_profile', 'write_outcomes', 'main']
+           'RECIPES', 'Section', 'Registry', 'World', 'Data', 'Learned', 'Saliency', 'Recipe', 'Views', 'Model',
+           'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Scene', 'Size', 'Train',
+           'Knn', 'Linear', 'Evaluate', 'Study', 'Options', 'Settings', 'SettingsError', 'shown', 'parse_settings',
+           'merge', 'parse_changes', 'read_profile', 'load_settings', 'project_root', 'write_profile', 'write_outcomes',
+           'main']
 
 # %% ../nbs/00_config.ipynb #c9a9b2b1
 import argparse
@@ -86,6 +87,10 @@ class World(Section):
     val: int = Field(1000, ge=10, description="images held out")
     scenes: int = Field(0, ge=0, description="pictures of several objects, to pre-train on in place of train")
     correlation: Probability = Field(0.7, description="probability that a class appears on its own background family")
+    centring: Probability = Field(0.0, description="0: objects are anywhere in the image; 1: in the middle")
+    area: list[Annotated[float, Field(gt=0, le=0.5)]] = Field(
+        [0.115, 0.318], min_length=2, max_length=2, description="least and greatest area of an object, a share of the image"
+    )
     seed: int = Field(0, ge=0, description="seed of the rendering")
 
 
@@ -103,7 +108,14 @@ class Data(Section):
     world: World = World()
 
 
-Map = Literal[tuple(SALIENCY)]
+Map = Literal[(*SALIENCY, "learned")]
+
+
+class Learned(Section):
+    "The network behind the maps `learned`, taught by hand-crafted ones of some of the images to learn from."
+
+    photos: int = Field(1000, ge=8, description="images that it learns from")
+    epochs: int = Field(12, ge=3)
 
 
 class Saliency(Section):
@@ -113,6 +125,7 @@ class Saliency(Section):
     size: int = Field(224, ge=32, le=1024, description="smaller images are enlarged to this longest side first, px")
     jobs: int = Field(2, ge=1, description="processes")
     backend: Literal["loky", "threading", "dask", "ray"] = Field("loky", description="where joblib runs them")
+    learned: Learned = Learned()
 
 # %% ../nbs/00_config.ipynb #640a0d07
 class Recipe(Section):
@@ -501,7 +514,9 @@ def _of_maps(s, name, recipe):
 
 # %% ../nbs/00_config.ipynb #3eacd370
 def _of_data(s, root):
-    "Contradictions in where the images are."
+    "Contradictions in what the images are and where."
+    if s.data.world.area[0] > s.data.world.area[1]:
+        yield f"data.world.area = {s.data.world.area} is not allowed: the least area first, then the greatest"
     if s.data.source == "folder" and s.data.folder is None:
         yield "data.folder = None is not allowed with data.source = 'folder': name a folder with train/ and val/"
     for key in ("folder", "masks"):

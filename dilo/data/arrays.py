@@ -206,9 +206,11 @@ class Arrays:
 
     @property
     def families(self):
-        "Background families as numbers, int64 (N,), one per row; None if they are unknown."
-        known = (self.index.family != "").all()
-        return np.unique(self.index.family, return_inverse=True)[1].astype(np.int64) if known else None
+        "Background families as numbers, int64 (N,), one per row, -1 for a scene; None if they are unknown."
+        named = self.index.family[self.index.split != "scenes"]
+        known = sorted(set(named))
+        numbers = {"": -1} | {family: n for n, family in enumerate(known)}
+        return None if "" in known else self.index.family.map(numbers).to_numpy(np.int64)
 
     @property
     def classes(self):

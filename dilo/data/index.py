@@ -21,7 +21,9 @@ from tqdm import tqdm
 
 from ..files import read_table, write_atomically
 from .pictures import decode_photo, list_classes, list_photos, pair_masks, tell
-from .world import CLASSES, FAMILIES, _check_world, _draw_image, _draw_scene, mask_boxes
+from dilo.data.world import (
+    CLASSES, FAMILIES, Dials, _check_counts, _checked_dials, _draw_image, _draw_scene, mask_boxes,
+)  # fmt: skip
 
 # %% ../../nbs/data/03_index.ipynb #a32fd5c9
 # scenes: unlabelled, for pre-training in place of train
@@ -55,7 +57,7 @@ def _is_world(folder):
     return there == {"train", "val", "masks", "index.csv"} and classes == set(CLASSES)
 
 
-def _write_objects(part, train, val, size, correlation, seed, progress, digest):
+def _write_objects(part, train, val, size, dials, seed, progress, digest):
     "Writes the images of train and val below `part`, class by class. Returns their rows of the index."
     todo = [
         (number, split, i)
@@ -65,7 +67,7 @@ def _write_objects(part, train, val, size, correlation, seed, progress, digest):
     ]
     rows = []
     for number, split, i in _progress(todo, len(todo), "drawing", progress):
-        image, mask, family = _draw_image(i, size, correlation, seed, number)
+        image, mask, family = _draw_image(i, size, dials, seed, number)
         digest.update(image.tobytes() + mask.tobytes())
         path = f"{split}/{CLASSES[i % 10]}/{i:06d}.bmp"
         sha = _write_bmp(image, part / path)
@@ -75,32 +77,34 @@ def _write_objects(part, train, val, size, correlation, seed, progress, digest):
     return rows
 
 
-def _write_scenes(part, scenes, size, correlation, seed, progress, digest):
+def _write_scenes(part, scenes, size, dials, seed, progress, digest):
     "Writes the unlabelled scenes below `part`, and their objects to objects.csv. Returns their rows of the index."
     rows, objects = [], []
     for i in _progress(range(scenes), scenes, "drawing scenes", progress and scenes > 0):
-        image, mask, family, labels, boxes = _draw_scene(i, size, correlation, seed)
+        image, mask, labels, families, boxes = _draw_scene(i, size, dials, seed)
         digest.update(image.tobytes() + mask.tobytes())
         path = f"scenes/{i:06d}.bmp"
         sha = _write_bmp(image, part / path)
         _write_bmp(mask, part / "masks" / path)
-        rows.append(("scenes", path, f"masks/{path}", -1, "", FAMILIES[family], *mask_boxes(mask[None])[0], sha))
-        objects += [(path, label, CLASSES[label], *box) for label, box in zip(labels, boxes)]
+        rows.append(("scenes", path, f"masks/{path}", -1, "", "", *mask_boxes(mask[None])[0], sha))
+        objects += [(path, k, CLASSES[k], FAMILIES[f], *box) for k, f, box in zip(labels, families, boxes)]
     if objects:
-        columns = ["path", "label", "class_name", "x0", "y0", "x1", "y1"]
+        columns = ["path", "label", "class_name", "family", "x0", "y0", "x1", "y1"]
         pd.DataFrame(objects, columns=columns).to_csv(part / "objects.csv", index=False, lineterminator="\n")
     return rows
 
 # %% ../../nbs/data/03_index.ipynb #1e83cf61
-def write_world(folder, *, train=4000, val=1000, scenes=0, size=64, correlation=0.7, seed=0, progress=True):
+def write_world(folder, *, train=4000, val=1000, scenes=0, size=64, seed=0, progress=True, **dials):
     """Writes a world to `folder`. Returns the sha256 over all pixels: image then mask, in the order of index.csv.
 
     Writes folder/{train,val}/<class>/000000.bmp, grey masks under folder/masks in the same layout, and
     folder/index.csv. `train`, `val` and `scenes` are numbers of images. Scenes are unlabelled and lie in folder/scenes;
-    folder/objects.csv lists their objects. Replaces an earlier world. Raises FileExistsError if the folder holds
-    anything else, and ValueError if an argument is out of range.
+    folder/objects.csv lists their objects. `dials`: correlation, centring and area, as in `render_world`.
+    Replaces an earlier world. Raises FileExistsError if the folder holds anything else, and ValueError if an argument is
+    out of range.
     """
-    _check_world(size, correlation, seed, train=train, val=val)
+    _check_counts(size, seed, train=train, val=val)
+    dials = _checked_dials(**(Dials()._asdict() | dials))
     if min(train, val) < len(CLASSES):
         raise ValueError(f"train={train}, val={val}: each needs at least {len(CLASSES)} images, one per class")
     folder = Path(folder).resolve()
@@ -112,8 +116,8 @@ def write_world(folder, *, train=4000, val=1000, scenes=0, size=64, correlation=
     if part.exists():
         shutil.rmtree(part)
     digest = hashlib.sha256()
-    rows = _write_objects(part, train, val, size, correlation, seed, progress, digest)
-    rows += _write_scenes(part, scenes, size, correlation, seed, progress, digest)
+    rows = _write_objects(part, train, val, size, dials, seed, progress, digest)
+    rows += _write_scenes(part, scenes, size, dials, seed, progress, digest)
     _write_csv(rows, part / "index.csv")
     if folder.exists():
         shutil.rmtree(folder)
@@ -263,8 +267,9 @@ def write_photos_index(out, photos, leave_out=(), count=False):
 def index_world(out, data, root):
     "Writes the embedded world to `out` by the settings' section `data`. Returns the sha256 of its pixels."
     world = data.world
-    options = dict(correlation=world.correlation, seed=world.seed)
-    return write_world(out, train=world.train, val=world.val, scenes=world.scenes, size=data.size, **options)
+    dials = dict(correlation=world.correlation, centring=world.centring, area=tuple(world.area))
+    counts = dict(train=world.train, val=world.val, scenes=world.scenes)
+    return write_world(out, **counts, size=data.size, seed=world.seed, **dials)
 
 
 def index_folder(out, data, root):

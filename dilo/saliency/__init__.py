@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CUES', 'METHODS', 'TEACHERS', 'EncoderSaliency', 'activation_map', 'at_size', 'centre_prior', 'contracam',
-           'encoder_maps', 'energy_inside', 'ft', 'full_box', 'gs', 'iou', 'iou_curve', 'load_saliency_net',
-           'maps_array', 'mb', 'mc', 'mr', 'rbd', 'rbd_batch', 'read_photo', 'rembg_map', 'saliency_folder',
-           'saliency_maps', 'score', 'score_folder', 'sr', 'to_levels', 'train_label_free', 'train_supervised']
+           'encoder_maps', 'energy_inside', 'ft', 'full_box', 'gs', 'iou', 'iou_curve', 'learned_maps',
+           'load_saliency_net', 'maps_array', 'mb', 'mc', 'mr', 'named_maps', 'rbd', 'rbd_batch', 'read_photo',
+           'rembg_map', 'saliency_folder', 'saliency_maps', 'score', 'score_folder', 'sr', 'to_levels',
+           'train_label_free', 'train_supervised']
 
 # %% ../../nbs/saliency/00_saliency.ipynb #b27dfe90
 # fmt: off
@@ -15,13 +16,13 @@ from .batches import rbd_batch
 from .scores import energy_inside, iou, iou_curve, score, score_folder, to_levels
 from .maps import maps_array, read_photo, saliency_folder, saliency_maps
 from .networks import CUES, load_saliency_net
-from .learning import TEACHERS, train_label_free, train_supervised
+from .learning import TEACHERS, learned_maps, named_maps, train_label_free, train_supervised
 from .encoders import EncoderSaliency, activation_map, contracam, encoder_maps, rembg_map
 
 _all_ = [
     "CUES", "METHODS", "TEACHERS", "EncoderSaliency", "activation_map", "at_size", "centre_prior", "contracam",
-    "encoder_maps", "energy_inside", "ft", "full_box", "gs", "iou", "iou_curve", "load_saliency_net", "maps_array",
-    "mb", "mc", "mr", "rbd", "rbd_batch", "read_photo", "rembg_map", "saliency_folder", "saliency_maps", "score",
-    "score_folder", "sr", "to_levels", "train_label_free", "train_supervised",
+    "encoder_maps", "energy_inside", "ft", "full_box", "gs", "iou", "iou_curve", "learned_maps", "load_saliency_net",
+    "maps_array", "mb", "mc", "mr", "named_maps", "rbd", "rbd_batch", "read_photo", "rembg_map", "saliency_folder",
+    "saliency_maps", "score", "score_folder", "sr", "to_levels", "train_label_free", "train_supervised",
 ]
 # fmt: on
