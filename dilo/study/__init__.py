@@ -24,9 +24,9 @@ from dilo.study.report import (
 
 _all_ = [
     "ABLATIONS", "DIALS", "ablation_figure", "ablation_table", "accuracy_by_split", "accuracy_table", "code_commit",
-    "compare", "dial_figure", "dial_table", "dial_text", "differences", "error_gallery", "gallery", "gather", "gather_finished",
-    "heat", "interval", "learning_curves", "localisation_table", "mark_otherwise", "markdown_table", "neighbours_table",
-    "read_ablation", "read_dials", "read_histories", "read_results", "read_runs", "study_page", "summarise",
-    "verify_project",
+    "compare", "dial_figure", "dial_table", "dial_text", "differences", "error_gallery", "gallery", "gather",
+    "gather_finished", "heat", "interval", "learning_curves", "localisation_table", "mark_otherwise",
+    "markdown_table", "neighbours_table", "read_ablation", "read_dials", "read_histories", "read_results",
+    "read_runs", "study_page", "summarise", "verify_project",
 ]
 # fmt: on

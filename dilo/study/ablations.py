@@ -21,7 +21,8 @@ from .results import read_runs
 COMMON = (
     *("images", "rows", "views.size", "views.pool", "model.backbone", "model.width", "model.stem"),
     *("train.epochs", "train.batch", "train.accumulate", "train.optimiser", "train.lr", "train.momentum"),
-    *("train.weight_decay", "train.warmup", "train.milestones", "train.batch_norm", "train.precision", "torch", "code"),
+    *("train.weight_decay", "train.warmup", "train.milestones", "train.batch_norm", "train.sizes", "train.precision"),
+    *("torch", "code"),
 )
 CHECKSUMS = ("code", "images", "rows", "saliency")
 

@@ -286,8 +286,8 @@ def _dials(published):
             dial_figure(published),
             "What DiLo gains, by map, as the world is turned",
             "Points of the linear probe over MoCo v2 with the same seed: a dot a seed, a line at the mean. centring: 0, "
-            "objects are anywhere in the image; 1, in the middle. correlation: of background and class. These are committed results "
-            "of the profiles named after the dials, not runs of this page.",
+            "objects are anywhere in the image; 1, in the middle. correlation: of background and class. These are committed "
+            "results of the profiles named after the dials, not runs of this page.",
             read_dials(published),
         ),
         table(
