@@ -6,12 +6,12 @@
 __all__ = ['ABLATIONS', 'DIALS', 'ablation_figure', 'ablation_table', 'accuracy_by_split', 'accuracy_table', 'code_commit',
            'compare', 'dial_figure', 'dial_table', 'dial_text', 'differences', 'error_gallery', 'gallery', 'gather',
            'gather_finished', 'heat', 'interval', 'learning_curves', 'localisation_table', 'mark_otherwise',
-           'markdown_table', 'neighbours_table', 'read_ablation', 'read_dials', 'read_histories', 'read_results',
-           'read_runs', 'study_page', 'summarise', 'verify_project']
+           'markdown_table', 'missing_runs', 'neighbours_table', 'read_ablation', 'read_dials', 'read_histories',
+           'read_results', 'read_runs', 'study_page', 'summarise', 'verify_project']
 
 # %% ../../nbs/study/00_study.ipynb #7c31693a
 # fmt: off
-from .results import code_commit, gather, gather_finished, read_results, read_runs
+from .results import code_commit, gather, gather_finished, missing_runs, read_results, read_runs
 from dilo.study.figures import (
     accuracy_by_split, error_gallery, gallery, heat, interval, learning_curves, markdown_table, read_histories, summarise,
 )
@@ -26,7 +26,7 @@ _all_ = [
     "ABLATIONS", "DIALS", "ablation_figure", "ablation_table", "accuracy_by_split", "accuracy_table", "code_commit",
     "compare", "dial_figure", "dial_table", "dial_text", "differences", "error_gallery", "gallery", "gather",
     "gather_finished", "heat", "interval", "learning_curves", "localisation_table", "mark_otherwise",
-    "markdown_table", "neighbours_table", "read_ablation", "read_dials", "read_histories", "read_results",
+    "markdown_table", "missing_runs", "neighbours_table", "read_ablation", "read_dials", "read_histories", "read_results",
     "read_runs", "study_page", "summarise", "verify_project",
 ]
 # fmt: on

@@ -51,7 +51,7 @@ class Ablation:
     paper: str
 
 
-WORLD, SCENES = ("ablations",), ("scenes", "scene_controls")
+WORLD, SCENES = ("ablations",), ("scenes",)
 
 # %% ../../nbs/study/03_ablations.ipynb #f70dd41a
 _DILO_PAPER = "linear probe, ImageNet top-1, ResNet-50, MoCo v1, 200 epochs (DiLo, AAAI 2021)"

@@ -303,8 +303,8 @@ def _ablations(published):
     "What is published about each question, from the folder of all profiles' results."
     parts = [
         paragraph(
-            "Not the runs of this page. They lie in `results/`, in the folders of the profiles ablations, "
-            "scenes and scene_controls: the default settings on the embedded world, changed in one thing, each with its "
+            "Not the runs of this page. They lie in `results/`, in the folders of the profiles ablations "
+            "and scenes: the default settings on the embedded world, changed in one thing, each with its "
             "commit and its settings. The papers' numbers are of other data, networks and lengths. Compare the order "
             "within a column, not across."
         )
@@ -411,9 +411,10 @@ def _again(reports, study):
             f"dvc repro evaluate@{study.recipes[0]}-{study.seeds[0]}".ljust(47) + " # one run, to runs/",
             "dvc exp run -S recipes.dilo.probability=0.5     # with a change",
             "dvc metrics show; dvc plots show                # the results",
-            "make repro PROFILE=seeds                        # three seeds; controls: true and shuffled masks",
+            "make repro PROFILE=seeds                        # three seeds",
+            "make repro PROFILE=centring_0                   # objects anywhere, maps from best to worst; also centring_1",
             "make repro PROFILE=ablations                    # the ablations above",
-            "make repro PROFILE=scene_controls               # those of scene contrast",
+            "make repro PROFILE=scenes                       # those of scene contrast",
         ),
     ]
     if pages:
