@@ -1,17 +1,24 @@
 "The embedded world of the default settings, to the byte."
 
-from dilo.config import Settings, World
-from dilo.data import open_arrays, pack, read_index, write_world
+from pathlib import Path
+
+from dilo.config import load_settings
+from dilo.data import open_arrays, pack, read_index
+from dilo.data.index import index_world
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_default_world_is_the_same_bytes_everywhere(tmp_path):
-    w = World()
-    checksum = write_world(
-        tmp_path / "raw", train=w.train, val=w.val, correlation=w.correlation, seed=w.seed, progress=False
-    )
-    assert checksum == "9828b6799b81fb27cfd2168a80da9c3727f5b131400a1e09572c637ce811c111"
-    assert len(read_index(tmp_path / "raw")) == w.train + w.val
-    pack(tmp_path / "raw", tmp_path / "arrays", size=Settings.model_fields["data"].default.size, progress=False)
+    data = load_settings(ROOT / "params.yaml").data
+    world = data.world.model_copy(update={"scenes": 50})
+    checksum = index_world(tmp_path / "raw", data.model_copy(update={"world": world}), ROOT)
+    assert checksum == "0df9c54fb8885b5750e6b4de790b809d4d06824729cf24094016b64a4af4f87f"
+    index = read_index(tmp_path / "raw")
+    assert len(index) == data.world.train + data.world.val + 50
+    pack(tmp_path / "raw", tmp_path / "arrays", size=data.size, progress=False)
     packed = open_arrays(tmp_path / "arrays")
-    assert packed.images.shape == (5000, 3, 64, 64) and packed.masks.shape == (5000, 1, 64, 64)
-    assert (packed.rows("train").size, packed.rows("val").size) == (4000, 1000)
+    assert packed.images.shape == (5050, 3, 64, 64) and packed.masks.shape == (5050, 1, 64, 64)
+    assert (packed.rows("train").size, packed.rows("val").size, packed.learning_rows.size) == (4000, 1000, 50)
+    families = packed.families
+    assert set(families[packed.rows("train")]) == set(range(10)) and set(families[packed.learning_rows]) == {-1}
