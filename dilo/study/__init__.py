@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ABLATIONS', 'DIALS', 'ablation_figure', 'ablation_table', 'accuracy_by_split', 'accuracy_table', 'code_commit',
            'compare', 'dial_figure', 'dial_table', 'dial_text', 'differences', 'error_gallery', 'gallery', 'gather',
-           'gather_finished', 'heat', 'interval', 'learning_curves', 'localisation_table', 'mark_otherwise',
-           'markdown_table', 'missing_runs', 'neighbours_table', 'read_ablation', 'read_dials', 'read_histories',
-           'read_results', 'read_runs', 'study_page', 'summarise', 'verify_project']
+           'gather_finished', 'heat', 'interval', 'learning_curves', 'length_figure', 'localisation_table',
+           'long_enough', 'mark_otherwise', 'markdown_table', 'missing_runs', 'neighbours_table', 'read_ablation',
+           'read_dials', 'read_histories', 'read_lengths', 'read_results', 'read_runs', 'study_page', 'summarise',
+           'verify_project']
 
 # %% ../../nbs/study/00_study.ipynb #7c31693a
 # fmt: off
@@ -17,6 +18,7 @@ from dilo.study.figures import (
 )
 from .ablations import ABLATIONS, ablation_figure, ablation_table, read_ablation
 from .dials import DIALS, compare, dial_figure, dial_table, dial_text, read_dials
+from .lengths import length_figure, long_enough, read_lengths
 from .verify import verify_project
 from dilo.study.report import (
     accuracy_table, differences, localisation_table, mark_otherwise, neighbours_table, study_page,
@@ -25,8 +27,8 @@ from dilo.study.report import (
 _all_ = [
     "ABLATIONS", "DIALS", "ablation_figure", "ablation_table", "accuracy_by_split", "accuracy_table", "code_commit",
     "compare", "dial_figure", "dial_table", "dial_text", "differences", "error_gallery", "gallery", "gather",
-    "gather_finished", "heat", "interval", "learning_curves", "localisation_table", "mark_otherwise",
-    "markdown_table", "missing_runs", "neighbours_table", "read_ablation", "read_dials", "read_histories", "read_results",
-    "read_runs", "study_page", "summarise", "verify_project",
+    "gather_finished", "heat", "interval", "learning_curves", "length_figure", "localisation_table", "long_enough",
+    "mark_otherwise", "markdown_table", "missing_runs", "neighbours_table", "read_ablation", "read_dials",
+    "read_histories", "read_lengths", "read_results", "read_runs", "study_page", "summarise", "verify_project",
 ]
 # fmt: on
