@@ -20,9 +20,8 @@ from .ablations import ABLATIONS, ablation_figure, ablation_table, read_ablation
 from .dials import DIALS, compare, dial_figure, dial_table, dial_text, read_dials
 from .lengths import length_figure, long_enough, read_lengths
 from .verify import verify_project
-from dilo.study.report import (
-    accuracy_table, differences, localisation_table, mark_otherwise, neighbours_table, study_page,
-)
+from .tables import accuracy_table, differences, localisation_table, neighbours_table
+from .report import mark_otherwise, study_page
 
 _all_ = [
     "ABLATIONS", "DIALS", "ablation_figure", "ablation_table", "accuracy_by_split", "accuracy_table", "code_commit",

@@ -84,7 +84,7 @@ def gather(runs, out, recipes, seeds, commit=""):
         row["commit"] = before.get((row["recipe"], row["seed"], row["settings"]), row["commit"])
     return _write_tables(out, rows, outcomes)
 
-
+# %% ../../nbs/study/01_results.ipynb #7ab1e009
 def missing_runs(folder, recipes, seeds):
     "The runs of a study that have no row in results/<profile>/, as pairs (recipe, seed)."
     file = Path(folder) / "runs.csv"
