@@ -247,8 +247,8 @@ def _ablations(published):
     "What is published about each question, from the folder of all profiles' results."
     parts = [
         paragraph(
-            "Not the runs of this page. They lie in `results/`, in the folders of the profiles ablations "
-            "and scenes: the default settings on the embedded world, changed in one thing, each with its "
+            "Not the runs of this page. They lie in `results/`, in the folders of the profiles ablations, "
+            "lewel and scenes: the default settings on the embedded world, changed in one thing, each with its "
             "commit and its settings. The papers' numbers are of other data, networks and lengths. Compare the order "
             "within a column, not across."
         )
