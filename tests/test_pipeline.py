@@ -33,6 +33,8 @@ def test_repro_ends_with_a_report(smoke):
     page = (smoke.folder / "reports/index.html").read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#|[\w-]+\.html["'])""", page), "the page would load something"
     assert page.count("<img") >= 6 and page.count("<table") >= 4 and page.count("<figcaption>") == page.count("<img")
+    assert page.index("When does finding the object matter?") < page.index("The question of this page")
+    assert "What DiLo gains, by map" in page, "the committed results of the dials are not shown"
     pages = re.findall(r'href="([\w-]+\.html)"', page)
     assert len(pages) >= len(stages) - 2  # each executed notebook; source and settings have none
     for linked in pages:
@@ -124,6 +126,20 @@ def test_results_are_two_tables_and_touch_no_other_profile(smoke):
     assert "results" not in smoke.run("git", "status", "--porcelain", "--untracked-files=no")
     said = smoke.run("python", "-m", "dilo.config", "seeds", fails=True)
     assert "holds profile 'smoke'" in said and "git checkout params.yaml" in said, said
+
+
+def test_a_study_under_way_is_gathered(smoke):
+    tables = [smoke.folder / "results/smoke" / name for name in ("runs.csv", "outcomes.csv")]
+    before, aside = [table.read_bytes() for table in tables], smoke.folder / "runs/aside"
+    assert "Missing: nothing" in smoke.run("python", "-m", "dilo.study.workflow", "gather")
+    (smoke.folder / "runs/dilo-0").rename(aside)
+    assert "Missing: nothing" in smoke.run("python", "-m", "dilo.study.workflow", "gather"), "a row was lost"
+    assert [table.read_bytes() for table in tables] == before
+    tables[0].unlink()
+    assert "Missing: dilo-0" in smoke.run("python", "-m", "dilo.study.workflow", "gather")
+    aside.rename(smoke.folder / "runs/dilo-0")
+    for table, held in zip(tables, before):
+        table.write_bytes(held)
 
 
 def test_verify_compares_with_the_committed_runs(smoke):
