@@ -148,7 +148,8 @@ def dial_text(folder, dials=DIALS, measure="linear.mixed_rand"):
     if parts:
         parts.append(
             "Behind ±: half of the 95 % t-interval over seeds, where there are two or more. In brackets: the 95 % interval "
-            f"of a bootstrap over seeds and test images. {counted} intervals of one question stand here, and more in the "
-            "table: of twenty such intervals one leaves the truth out by chance."
+            "of a bootstrap over seeds and test images; with one seed it says nothing of how another would come out. "
+            f"{counted} intervals of one question stand here, and more in the table: of twenty such intervals one leaves "
+            "the truth out by chance."
         )
     return parts
