@@ -128,7 +128,9 @@ def dial_figure(folder, dials=DIALS, places=PLACES):
             sns.lineplot(**shared, errorbar=None, lw=1.5)
             sns.scatterplot(**shared, s=18)
             ax.axhline(0, ls=":", c="grey", lw=1)
-            ax.set(xlabel=dial.name, ylabel=f"{measure.split('.')[1]}: points", xticks=[value for value, _ in dial.points])
+            values = [value for value, _ in dial.points]
+            ax.set(xlabel=dial.name, ylabel=f"{measure.split('.')[1]}: points", xticks=values)
+            ax.set_xlim(min(values) - 0.05, max(values) + 0.05)
     handles = [axes[0, 0].plot([], [], color=palette[name], marker="o", ms=4, label=name)[0] for name in MAPS]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(MAPS), fontsize=8, frameon=False)
     return figure
