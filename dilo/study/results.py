@@ -96,7 +96,8 @@ def missing_runs(folder, recipes, seeds):
 def gather_finished(runs, out, recipes, seeds, commit=""):
     """As `gather`, with what there is: a run that is not finished in `runs` keeps the row that it has in `out`.
 
-    Returns `missing_runs`. Raises FileNotFoundError if that is all of them."""
+    Returns `missing_runs`. Raises FileNotFoundError if that is all of them, and ValueError if the runs are of different
+    images."""
     runs, out = Path(runs), Path(out)
     wanted = [(recipe, seed) for recipe in recipes for seed in seeds]
     rows, outcomes = {}, {}
@@ -113,6 +114,10 @@ def gather_finished(runs, out, recipes, seeds, commit=""):
             rows[recipe, seed] = row | ({"commit": before["commit"]} if same else {})
             outcomes[recipe, seed] = read_outcomes(run / "outcomes.csv").assign(recipe=recipe, seed=seed)
     there = [run for run in wanted if run in rows]
+    seen = {f"{r}-{s}": json.loads(rows[r, s]["settings"]).get("images") for r, s in there}
+    if len(set(seen.values())) > 1:  # runs/ may still hold those of another profile under the same names
+        told = "; ".join(f"{run}: {str(images)[:8]}" for run, images in seen.items())
+        raise ValueError(f"{runs}, {out}: the runs are not all of the same images ({told}); remove those of another profile")
     if not there:
         raise FileNotFoundError(f"{runs}: holds no finished run of this study; run dvc repro")
     _write_tables(out, [rows[run] for run in there], [outcomes[run] for run in there])
