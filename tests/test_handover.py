@@ -35,7 +35,7 @@ def make_run(folder, backbone, width, stem):
     save_encoder(encoder, folder / "encoder.safetensors", **model, recipe="dilo", seed=0)
     settings = load_settings(ROOT / "params.yaml")
     made = {f"{s}.{k}": v for s, section in settings.outcome("dilo").items() for k, v in section.items()}
-    made |= {f"model.{k}": v for k, v in model.items()} | dict(seed=0, processes=1, torch="2.10.0")
+    made |= {f"model.{k}": v for k, v in model.items()} | {"train.epochs": 12, "seed": 0, "processes": 1, "torch": "2.10.0"}
     made |= dict(count=4000, images="a" * 64, rows="b" * 64, saliency="c" * 64, code="d" * 64)
     (folder / "settings.json").write_text(json.dumps(made, indent=1))
     (folder / "history.csv").write_text("epoch,loss\n1,5.5\n2,4.25\n")
