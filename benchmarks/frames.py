@@ -2,7 +2,8 @@
 
 `python benchmarks/frames.py [FOLDER ...] [--csv TABLE.csv]`, folders as in `benchmarks/saliency.py`. Cut strips are zero in
 the map. A frame is found as the lines along a side, at most a tenth of the image, that differ from the median colour of the
-outermost one by less than 6 levels on average. In brackets: the 95 % interval of a bootstrap over images, against RBD as it is.
+outermost one by less than 6 levels on average. In brackets: the 95 % interval of a bootstrap over images, of what is gained
+over RBD as it is.
 """
 
 import argparse
