@@ -75,6 +75,13 @@ def _is_sheet(file):
         return False
 
 # %% ../nbs/99_cli.ipynb #97b680dd
+def _encoder(args, size=None):
+    "The encoder that the arguments name and the side at which it sees photos; what was taken of a file is said aside."
+    from dilo.evaluation import read_encoder
+
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    return read_encoder(args.weights, size, part=args.part, normalise=args.normalise, say=say)
+
 def _method(args):
     "The method that --method and --weights ask for."
     made_with = {"net": "`dilo saliency-train`", "activation": "pre-training"}
@@ -86,12 +93,17 @@ def _method(args):
         from dilo.saliency import load_saliency_net
 
         return load_saliency_net(args.weights)
+    if args.part is not None or args.normalise is not None:
+        if args.method != "activation":
+            raise ValueError(f"--part and --normalise are for --method activation, and --method is {args.method}")
     if args.method == "activation":
         from dilo.saliency import EncoderSaliency
-        from dilo.training import load_encoder
 
-        encoder = load_encoder(args.weights)
-        return EncoderSaliency(encoder, hashlib.sha256(Path(args.weights).read_bytes()).hexdigest())
+        encoder, _ = _encoder(args)
+        weights = Path(args.weights)
+        content = (weights / "encoder.safetensors" if weights.is_dir() else weights).read_bytes()
+        seen = "" if args.part is None and args.normalise is None else f", {args.part}, {args.normalise}"
+        return EncoderSaliency(encoder, hashlib.sha256(content).hexdigest() + seen)
     if args.method == "rembg":
         from dilo.saliency import rembg_map
 
@@ -239,21 +251,25 @@ def _evaluate_coco(args):
     if any(one is not None for one in given):
         raise ValueError("--coco has labels and boxes of its own and a linear probe alone; leave --masks, --mask-class, "
                          "--boxes, --challenge, --class-map and --k out")
-    return evaluate_coco(args.weights, args.photos, size=args.size)
+    encoder, size = _encoder(args, args.size)
+    return evaluate_coco(encoder, args.photos, size=size)
 
 def _evaluate_labelled(args):
     from dilo.evaluation import evaluate_challenge, evaluate_photos
 
-    options = dict(size=args.size, k=args.k)
     if args.mask_class is not None and args.masks is None:
         raise ValueError("--mask-class is for --masks")
-    if args.challenge is not None:
-        if args.masks is not None or args.boxes is not None:
-            raise ValueError("--masks and --boxes are of the photos' val/, and --challenge tests elsewhere; leave one out")
-        return evaluate_challenge(args.weights, args.photos, args.challenge, class_map=args.class_map, **options)
-    if args.class_map is not None:
+    if args.class_map is not None and args.challenge is None:
         raise ValueError("--class-map is for --challenge")
-    return evaluate_photos(args.weights, args.photos, masks=args.masks, boxes=args.boxes, mask_class=args.mask_class,
+    if args.challenge is not None and (args.masks is not None or args.boxes is not None):
+        raise ValueError("--masks and --boxes are of the photos' val/, and --challenge tests elsewhere; leave one out")
+    if args.masks is not None and args.boxes is not None:
+        raise ValueError("masks have their own boxes; leave one of masks and boxes out")
+    encoder, size = _encoder(args, args.size)
+    options = dict(size=size, k=args.k)
+    if args.challenge is not None:
+        return evaluate_challenge(encoder, args.photos, args.challenge, class_map=args.class_map, **options)
+    return evaluate_photos(encoder, args.photos, masks=args.masks, boxes=args.boxes, mask_class=args.mask_class,
                            **options)
 
 def _evaluate(args):
@@ -296,6 +312,13 @@ def _command(commands, name, run, help, example):
     return one
 
 # %% ../nbs/99_cli.ipynb #889cfef8
+def _add_encoder(c):
+    "Adds the options of a file that another library wrote."
+    c.add_argument("--normalise", metavar="HOW",
+                   help="how the encoder of another library expects images: imagenet (without it that), half, none, or six "
+                        "numbers with commas, three means and three standard deviations, of images in [0, 1]")
+    c.add_argument("--part", metavar="NAME", help="which encoder of another library's file, if it holds several")
+
 def _add_saliency(commands):
     c = _command(commands, "saliency", _saliency,
                  "Writes the saliency map of each photo in a folder as a grey PNG of its size.",
@@ -307,7 +330,10 @@ def _add_saliency(commands):
                    help="rbd, gs, mr, mc, mb: what differs from the picture's border; sr, ft: what is rare in it; centre, "
                         "full_box: controls; net: a network of saliency-train; activation: where a pre-trained encoder is "
                         "active; rembg: a network that others trained (an extra: the package rembg)")
-    c.add_argument("--weights", metavar="FILE", help="the network of --method net, or the encoder of --method activation")
+    c.add_argument("--weights", metavar="FILE",
+                   help="the network of --method net, or the encoder of --method activation: dilo's, or the ResNet of "
+                        "another library")
+    _add_encoder(c)
     c.add_argument("--size", type=_number(int, 1, 4096), default=224,
                    help="the method sees smaller photos enlarged to this longest side, px")
     c.add_argument("--largest", type=_number(int, 1, 4096), default=400,
@@ -330,6 +356,7 @@ def _add_preview(commands):
     c.add_argument("--method", choices=(*HAND_CRAFTED, "net", "activation", "rembg"), default="rbd",
                    help="as in dilo saliency")
     c.add_argument("--weights", metavar="FILE", help="as in dilo saliency")
+    _add_encoder(c)
     c.add_argument("--mask-class", type=_number(int, 0, 65535), metavar="N",
                    help="the class that is the foreground, where masks are pictures of class numbers")
     c.add_argument("--others", metavar="PHOTOS", help="folder of photos to paste onto: textures, backgrounds and objects")
@@ -377,8 +404,11 @@ def _add_evaluate(commands):
     c = _command(commands, "evaluate", _evaluate,
                  "Measures an encoder on labelled photos: nearest neighbours, linear probe, backgrounds, where it looks.",
                  "dilo evaluate run/ labelled/ --masks masks/")
-    c.add_argument("weights", metavar="ENCODER", help="folder of pre-training or of dilo export, or an encoder.safetensors")
+    c.add_argument("weights", metavar="ENCODER",
+                   help="folder of pre-training or of dilo export, an encoder.safetensors, or the ResNet-18, 34 or 50 of "
+                        "another library (.pth, .ckpt, .safetensors)")
     c.add_argument("photos", metavar="PHOTOS", help="folder with train/<class>/ and val/<class>/")
+    _add_encoder(c)
     c.add_argument("--coco", action="store_true", help="PHOTOS is COCO: train2017/, val2017/, annotations/; prints mAP")
     c.add_argument("--masks", metavar="MASKS", help="a tree of the same layout: adds the background splits and localisation")
     c.add_argument("--mask-class", type=_number(int, 0, 65535), metavar="N",

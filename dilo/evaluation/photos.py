@@ -14,7 +14,7 @@ import torch
 
 from ..files import read_json
 from ..data import BACKGROUND_SPLITS, Streamed, class_folders, read_boxes, read_coco, write_folder_index
-from ..training import load_encoder
+from ..training import find_encoder
 from .localisation import localisation
 from dilo.evaluation.probes import (
     LinearProbe, MultiLabelProbe, average_precision, features, knn_votes, mean_average_precision, top_five,
@@ -22,17 +22,23 @@ from dilo.evaluation.probes import (
 from .splits import evaluate
 
 # %% ../../nbs/evaluation/06_photos.ipynb #2225fd21
-def read_encoder(weights, size=None):
+def read_encoder(weights, size=None, **options):
     """The `Encoder` in a file, or in the folder of a run or an export, and the side in px at which it sees photos.
 
-    That is `size` if given, else the size of the views it learned from (settings.json beside it), else 224. Raises
-    FileNotFoundError if there is no such file, ValueError if settings.json does not say the size."""
+    The file is dilo's, or a ResNet of another library; options: of `dilo.training.find_encoder`. Instead of a file, an
+    encoder itself will do. The side is `size` if given, else the size of the views it learned from (settings.json beside
+    dilo's file), else 224. Raises FileNotFoundError if there is no such file, ValueError if settings.json does not say the
+    size, and what `find_encoder` raises."""
+    if isinstance(weights, torch.nn.Module):
+        return weights, 224 if size is None else size
     weights = Path(weights)
     if not weights.exists():
-        raise FileNotFoundError(f"{weights}: no such file or folder; give an encoder.safetensors or its folder")
+        raise FileNotFoundError(f"{weights}: no such file or folder; give a file of weights, or the folder of a run")
+    if weights.is_dir() and not (weights / "encoder.safetensors").is_file():
+        raise FileNotFoundError(f"{weights / 'encoder.safetensors'}: no encoder here; pre-train one first (dilo pretrain)")
     weights = weights / "encoder.safetensors" if weights.is_dir() else weights
-    encoder, beside = load_encoder(weights), weights.with_name("settings.json")
-    if size is None and beside.is_file():
+    encoder, beside = find_encoder(weights, **options), weights.with_name("settings.json")
+    if size is None and weights.name == "encoder.safetensors" and beside.is_file():
         size = read_json(beside, "give the size at which the encoder sees photos (--size)").get("views.size")
         if type(size) is not int or size < 1:
             raise ValueError(f"{beside}: does not say the size of the encoder's views, views.size; give one (--size)")
