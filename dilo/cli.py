@@ -223,6 +223,20 @@ def _export(args):
     return 0
 
 # %% ../nbs/99_cli.ipynb #897a142f
+def _embed(args):
+    from dilo.evaluation import embed_photos
+
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    options = dict(part=args.part, normalise=args.normalise, say=say)
+    problems = embed_photos(_folder(args.photos), args.weights, args.out, size=args.size, pixels=args.pixels, jobs=args.jobs,
+                            progress=not args.quiet, **options)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not args.quiet and int(os.environ.get("RANK", 0)) == 0:
+        beside = f", and its photos in {Path(args.out).with_suffix('.csv')}" if args.out.endswith(".npy") else ""
+        print(f"{args.out}: a row for each photo{beside}")
+    return 1 if problems else 0
+
 def _print_localisation(numbers):
     for kind, scores in numbers.get("localisation", {}).items():
         print(f"{kind + ' map':22}" + ", ".join(
@@ -391,6 +405,20 @@ def _add_pretrain(commands):
     c.add_argument("--dry-run", action="store_true", help="two steps, and no encoder: does it fit, how fast?")
     c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
+def _add_embed(commands):
+    c = _command(commands, "embed", _embed,
+                 "Writes the features of each photo in a folder, a row a photo; what an interruption leaves is kept.",
+                 "dilo embed photos/ --weights run/ --out features.csv")
+    c.add_argument("photos", metavar="PHOTOS", help="folder of photos of any kind, read with its subfolders")
+    c.add_argument("--weights", required=True, metavar="ENCODER", help="as in dilo evaluate")
+    c.add_argument("--out", required=True, metavar="FILE",
+                   help=".npy, with a .csv of the photos beside it; .csv; or .parquet (an extra: the package pyarrow)")
+    c.add_argument("--pixels", action="store_true", help="the feature map of each photo, not its mean, in a .npy file")
+    c.add_argument("--size", type=_number(int, 1, 4096), help="as in dilo evaluate")
+    _add_encoder(c)
+    c.add_argument("--jobs", type=_jobs, default=-1, help="processes that decode photos, -1: one for each core")
+    c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+
 def _add_export(commands):
     c = _command(commands, "export", _export,
                  "Writes a finished run's encoder for torchvision, timm and the hub, with a model card.",
@@ -459,7 +487,7 @@ def _parser():
     parser = argparse.ArgumentParser(prog="dilo", description="Foreground-aware contrastive learning.", epilog="""
         `dilo COMMAND --help` explains a command and shows an example.""")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_saliency, _add_preview, _add_pretrain, _add_export, _add_evaluate, _add_saliency_score,
+    for add in (_add_saliency, _add_preview, _add_pretrain, _add_embed, _add_export, _add_evaluate, _add_saliency_score,
                 _add_saliency_train):
         add(commands)
     return parser
@@ -495,7 +523,7 @@ def main(argv=None):
         print(f"dilo: {said} (an error that dilo did not foresee; where it arose stands in {file.name})", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        kept = args.run in (_saliency, _saliency_train, _pretrain)
+        kept = args.run in (_saliency, _saliency_train, _pretrain, _embed)
         said = "the same command goes on from here" if kept else "nothing was kept"
         print(f"dilo: {str(stop) or f'interrupted; {said}'}", file=sys.stderr)
         return 130

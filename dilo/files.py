@@ -49,10 +49,10 @@ def append_lines(path, lines):
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 # %% ../nbs/00_files.ipynb #dc10fa19
-def new_array(path, shape):
-    "A new memory map uint8 of that shape in the .npy file `path`, with its disk space reserved. OSError names the file."
+def new_array(path, shape, dtype=np.uint8):
+    "A new memory map of that shape in the .npy file `path`, with its disk space reserved. OSError names the file."
     try:
-        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
         if hasattr(os, "posix_fallocate"):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
@@ -65,7 +65,7 @@ def new_array(path, shape):
 
 # %% ../nbs/00_files.ipynb #77d215e4
 def open_array(path, remedy, mode="r"):
-    "The memory map of a .npy file of uint8. ValueError naming a file that is cut short or none, with `remedy`."
+    "The memory map of a .npy file. ValueError naming a file that is cut short or none, with `remedy`."
     try:
         return np.load(path, mmap_mode=mode, allow_pickle=False)
     except FileNotFoundError:

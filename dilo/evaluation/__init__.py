@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'LinearProbe', 'MultiLabelProbe', 'activation_maps', 'average_precision', 'box_masks',
-           'class_activation_maps', 'classify', 'error_table', 'evaluate', 'evaluate_challenge', 'evaluate_coco',
-           'evaluate_photos', 'features', 'fit_classifier', 'knn', 'knn_errors', 'knn_votes', 'labelled_part',
-           'localisation', 'map_table', 'mean_average_precision', 'neighbours', 'paired_bootstrap', 'read_encoder',
-           'read_outcomes', 'read_part', 'read_right', 'shared_background', 'top_five', 'write_result']
+           'class_activation_maps', 'classify', 'embed_photos', 'error_table', 'evaluate', 'evaluate_challenge',
+           'evaluate_coco', 'evaluate_photos', 'features', 'fit_classifier', 'knn', 'knn_errors', 'knn_votes',
+           'labelled_part', 'localisation', 'map_table', 'mean_average_precision', 'neighbours', 'paired_bootstrap',
+           'read_encoder', 'read_outcomes', 'read_part', 'read_right', 'shared_background', 'top_five', 'write_result']
 
 # %% ../../nbs/evaluation/00_evaluation.ipynb #db0c2bf6
 # fmt: off
@@ -19,10 +19,11 @@ from .diagnosis import error_table, knn_errors, neighbours, shared_background
 from .splits import evaluate, paired_bootstrap, read_outcomes, read_right, write_result
 from .finetuning import PROTOCOLS, classify, fit_classifier, labelled_part, read_part
 from .photos import evaluate_challenge, evaluate_coco, evaluate_photos, read_encoder
+from .embedding import embed_photos
 
 _all_ = [
     "PROTOCOLS", "LinearProbe", "MultiLabelProbe", "activation_maps", "average_precision", "box_masks",
-    "class_activation_maps", "classify", "error_table", "evaluate", "evaluate_challenge", "evaluate_coco",
+    "class_activation_maps", "classify", "embed_photos", "error_table", "evaluate", "evaluate_challenge", "evaluate_coco",
     "evaluate_photos", "features", "fit_classifier", "knn", "knn_errors", "knn_votes", "labelled_part",
     "localisation", "map_table", "mean_average_precision", "neighbours", "paired_bootstrap", "read_encoder",
     "read_outcomes", "read_part", "read_right", "shared_background", "top_five", "write_result",
