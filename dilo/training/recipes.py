@@ -67,7 +67,8 @@ def made_by(settings, recipe, seed, images, rows, saliency, processes=1):
     out["train.precision"] = machine_precision(settings.training(recipe).precision)
     package = Path(dilo.__file__).parent
     files = [file for pattern in LEARNING_CODE for file in sorted(package.glob(pattern))]
-    code = "".join(file.read_text() for file in files)
+    lines = (line for file in files for line in file.read_text().splitlines(keepends=True))
+    code = "".join(line for line in lines if not line.startswith("#"))  # not the comments that nbdev writes
     out |= dict(seed=seed, processes=processes, torch=str(torch.__version__))
     out |= dict(code=hashlib.sha256(code.encode()).hexdigest(), images=_checksum(images), rows=_checksum(rows))
     out |= dict(count=len(rows))
