@@ -237,6 +237,19 @@ def _embed(args):
         print(f"{args.out}: a row for each photo{beside}")
     return 1 if problems else 0
 
+def _neighbours(args):
+    from dilo.evaluation import neighbours_page
+
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    options = dict(part=args.part, normalise=args.normalise, say=say)
+    options |= dict(against=args.against, shown=args.shown, k=args.k, size=args.size, umap=args.umap, jobs=args.jobs)
+    problems = neighbours_page(_folder(args.photos), args.weights, args.out, progress=not args.quiet, **options)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not args.quiet:
+        print(f"{args.out}: open it in a browser; it needs no network")
+    return 1 if problems else 0
+
 def _print_localisation(numbers):
     for kind, scores in numbers.get("localisation", {}).items():
         print(f"{kind + ' map':22}" + ", ".join(
@@ -419,6 +432,22 @@ def _add_embed(commands):
     c.add_argument("--jobs", type=_jobs, default=-1, help="processes that decode photos, -1: one for each core")
     c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
+def _add_neighbours(commands):
+    c = _command(commands, "neighbours", _neighbours,
+                 "Shows on a page which photos an encoder takes for alike, and where it looks; two encoders side by side.",
+                 "dilo neighbours photos/ --weights run/ --against resnet50.pth --out neighbours.html")
+    c.add_argument("photos", metavar="PHOTOS", help="folder of photos of any kind, read with its subfolders")
+    c.add_argument("--weights", required=True, metavar="ENCODER", help="as in dilo evaluate")
+    c.add_argument("--against", metavar="ENCODER", help="a second encoder")
+    c.add_argument("--out", default="neighbours.html", metavar="FILE", help="the page, a file that ends in .html")
+    c.add_argument("--shown", type=_number(int, 1, 200), default=12, help="photos whose neighbours are shown")
+    c.add_argument("--k", type=_number(int, 1, 50), default=5, help="neighbours of each")
+    c.add_argument("--size", type=_number(int, 1, 4096), help="as in dilo evaluate")
+    c.add_argument("--umap", action="store_true", help="draw the map by UMAP (an extra: the package umap-learn), not by PCA")
+    _add_encoder(c)
+    c.add_argument("--jobs", type=_jobs, default=-1, help="processes that decode photos, -1: one for each core")
+    c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+
 def _add_export(commands):
     c = _command(commands, "export", _export,
                  "Writes a finished run's encoder for torchvision, timm and the hub, with a model card.",
@@ -487,8 +516,8 @@ def _parser():
     parser = argparse.ArgumentParser(prog="dilo", description="Foreground-aware contrastive learning.", epilog="""
         `dilo COMMAND --help` explains a command and shows an example.""")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_saliency, _add_preview, _add_pretrain, _add_embed, _add_export, _add_evaluate, _add_saliency_score,
-                _add_saliency_train):
+    for add in (_add_saliency, _add_preview, _add_pretrain, _add_embed, _add_neighbours, _add_export, _add_evaluate,
+                _add_saliency_score, _add_saliency_train):
         add(commands)
     return parser
 

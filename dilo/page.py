@@ -110,15 +110,18 @@ def picture(source, name, caption, data=None):
     )
 
 
-def table(frame, name, caption):
-    "A DataFrame as an HTML table, cells as they print, with its name, a caption that says what to see, and its CSV."
+def table(frame, name, caption, data=None):
+    """A DataFrame as an HTML table, cells as they print, with its name, a caption that says what to see, and its CSV.
+
+    data: the DataFrame that the CSV holds, if the table shows a part of it."""
     head = "".join(f'<th scope="col">{escape(str(c))}</th>' for c in frame.columns)
     rows = ""
     for row in frame.astype(str).itertuples(index=False):
         first, *rest = map(escape, row)
         rows += f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>\n"
+    link = _csv_link(frame if data is None else data, name)
     return (  # the region can be scrolled by keyboard
-        f'<div class="table"><div class="told"><b>{escape(name)}.</b> {escape(caption)}{_csv_link(frame, name)}</div>'
+        f'<div class="table"><div class="told"><b>{escape(name)}.</b> {escape(caption)}{link}</div>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}"><table aria-label="{escape(name)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
     )

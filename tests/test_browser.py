@@ -9,7 +9,13 @@ import urllib.request
 
 import pandas as pd
 import pytest
+import torch
+import torchvision
 from conftest import BROWSER
+from PIL import Image
+from test_cli import dilo
+
+from dilo.data import render_world
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 TOKEN = "token-of-this-test"
@@ -206,3 +212,46 @@ def test_the_report_reads_well(smoke, page):
     assert set(frame.recipe) == {"moco", "dilo"} and frame.accuracy.between(-1, 1).all() and len(frame) == 18
     assert told == [] and {url.split(":")[0] for url in asked} <= {"file", "data"}
     assert len(grounds) == 2 and os.path.getsize(file) < 5_000_000
+
+
+def test_the_page_of_neighbours_reads_well(page, tmp_path):
+    "Two encoders of other libraries on a folder of photos; on a desk and on a phone, by keyboard alone."
+    world = render_world(120, size=48)
+    for i, (image, label) in enumerate(zip(world.images, world.labels)):
+        if label < 4:
+            place = tmp_path / f"photos/kind {label}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(place / f"a photo with a rather long name, number {i:03}.png")
+    for name in ("one.pth", "other.pth"):
+        torch.save(torchvision.models.resnet18().state_dict(), tmp_path / name)
+    command = ["neighbours", "photos", "--weights", "one.pth", "--against", "other.pth", "--size", "64", "--shown", "6"]
+    said, _ = dilo(*command, "--out", "page.html", cwd=tmp_path)
+    assert "it needs no network" in said and os.path.getsize(tmp_path / "page.html") < 2_000_000
+    told, asked = [], []
+    page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"too wide for {width} px"
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0 && i.alt.length > 5)")
+        assert page.locator("figure").count() == 6 * 2 * (5 + 1) and page.locator("svg[role=img]").count() == 2
+        assert page.locator("svg[role=img] circle").count() == 2 * 48
+        shown = page.locator(".plain").first, page.locator(".active").first
+        assert shown[0].is_visible() and not shown[1].is_visible()
+        for _ in range(12):  # by the keyboard alone
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.id") == "look":
+                break
+        page.keyboard.press("Space")
+        assert shown[1].is_visible() and not shown[0].is_visible()
+        page.keyboard.press("Space")
+        assert shown[0].is_visible()
+    columns = "getComputedStyle(document.querySelector('.sides')).gridTemplateColumns.split(' ').length"
+    assert page.evaluate(columns) == 1, "one below the other on a phone"
+    page.set_viewport_size({"width": 1280, "height": 800})
+    assert page.evaluate(columns) == 2, "side by side on a desk"
+    assert told == [] and {url.split(":")[0] for url in asked} <= {"file", "data"}
+    (tmp_path / "mine.html").write_text("<p>mine")
+    assert "did not write it" in dilo(*command, "--out", "mine.html", status=2, cwd=tmp_path)[1]

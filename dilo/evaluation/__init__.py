@@ -6,8 +6,9 @@
 __all__ = ['PROTOCOLS', 'LinearProbe', 'MultiLabelProbe', 'activation_maps', 'average_precision', 'box_masks',
            'class_activation_maps', 'classify', 'embed_photos', 'error_table', 'evaluate', 'evaluate_challenge',
            'evaluate_coco', 'evaluate_photos', 'features', 'fit_classifier', 'knn', 'knn_errors', 'knn_votes',
-           'labelled_part', 'localisation', 'map_table', 'mean_average_precision', 'neighbours', 'paired_bootstrap',
-           'read_encoder', 'read_outcomes', 'read_part', 'read_right', 'shared_background', 'top_five', 'write_result']
+           'labelled_part', 'localisation', 'map_table', 'mean_average_precision', 'neighbours', 'neighbours_page',
+           'paired_bootstrap', 'read_encoder', 'read_outcomes', 'read_part', 'read_right', 'shared_background',
+           'top_five', 'write_result']
 
 # %% ../../nbs/evaluation/00_evaluation.ipynb #db0c2bf6
 # fmt: off
@@ -20,12 +21,13 @@ from .splits import evaluate, paired_bootstrap, read_outcomes, read_right, write
 from .finetuning import PROTOCOLS, classify, fit_classifier, labelled_part, read_part
 from .photos import evaluate_challenge, evaluate_coco, evaluate_photos, read_encoder
 from .embedding import embed_photos
+from .neighbours import neighbours_page
 
 _all_ = [
     "PROTOCOLS", "LinearProbe", "MultiLabelProbe", "activation_maps", "average_precision", "box_masks",
     "class_activation_maps", "classify", "embed_photos", "error_table", "evaluate", "evaluate_challenge", "evaluate_coco",
     "evaluate_photos", "features", "fit_classifier", "knn", "knn_errors", "knn_votes", "labelled_part",
-    "localisation", "map_table", "mean_average_precision", "neighbours", "paired_bootstrap", "read_encoder",
-    "read_outcomes", "read_part", "read_right", "shared_background", "top_five", "write_result",
+    "localisation", "map_table", "mean_average_precision", "neighbours", "neighbours_page", "paired_bootstrap",
+    "read_encoder", "read_outcomes", "read_part", "read_right", "shared_background", "top_five", "write_result",
 ]
 # fmt: on
