@@ -100,10 +100,10 @@ def _method(args):
         from dilo.saliency import EncoderSaliency
 
         encoder, _ = _encoder(args)
-        weights = Path(args.weights)
-        content = (weights / "encoder.safetensors" if weights.is_dir() else weights).read_bytes()
-        seen = "" if args.part is None and args.normalise is None else f", {args.part}, {args.normalise}"
-        return EncoderSaliency(encoder, hashlib.sha256(content).hexdigest() + seen)
+        state = hashlib.sha256()
+        for key, value in {**encoder.state_dict(), **dict(encoder.named_buffers())}.items():
+            state.update(key.encode() + value.contiguous().numpy().tobytes())
+        return EncoderSaliency(encoder, state.hexdigest())
     if args.method == "rembg":
         from dilo.saliency import rembg_map
 
@@ -216,10 +216,16 @@ def _pretrain(args):
 
 # %% ../nbs/99_cli.ipynb #c6dfc9d7
 def _export(args):
-    from dilo.training import export_run
+    from dilo.training import export_run, export_saliency_net
 
-    export_run(args.folder, args.out, args.results or ())
-    print(f"{args.out}: encoder.safetensors, settings.json, and README.md, which says what it is and how to load it")
+    if Path(args.folder).is_file() and Path(args.folder).suffix == ".safetensors":
+        if not args.onnx or args.results is not None:
+            raise ValueError(f"{args.folder}: a saliency network is exported as ONNX alone; give --onnx, and no --results")
+        export_saliency_net(args.folder, args.out)
+        print(f"{args.out}: saliency.onnx, and README.md, which says how to call it")
+        return 0
+    export_run(args.folder, args.out, args.results or (), args.onnx)
+    print(f"{args.out}: model.safetensors, and README.md, which says what it is and how to load it")
     return 0
 
 # %% ../nbs/99_cli.ipynb #897a142f
@@ -452,9 +458,10 @@ def _add_export(commands):
     c = _command(commands, "export", _export,
                  "Writes a finished run's encoder for torchvision, timm and the hub, with a model card.",
                  "dilo export runs/dilo-0 --out encoder/ --results runs/dilo-0/metrics.json")
-    c.add_argument("folder", metavar="RUN", help="run folder as pre-training leaves it")
+    c.add_argument("folder", metavar="RUN", help="run folder as pre-training leaves it, or a network of saliency-train")
     c.add_argument("--out", required=True, metavar="FOLDER", help="folder to write; an earlier export there is replaced")
     c.add_argument("--results", nargs="+", metavar="FILE", help="the run's results, for the card")
+    c.add_argument("--onnx", action="store_true", help="an ONNX file, too (an extra: the packages onnx and onnxscript)")
 
 # %% ../nbs/99_cli.ipynb #740806f1
 def _add_evaluate(commands):

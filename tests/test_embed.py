@@ -82,3 +82,14 @@ def test_a_broken_photo_is_named_and_has_no_row(place, tmp_path):
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
     assert "did not write it" in dilo(*command[:-1], "mine.csv", status=2, cwd=tmp_path)[1]
     assert "allowed are files" in dilo(*command[:-1], "rows.txt", status=2, cwd=tmp_path)[1]
+
+
+def test_the_map_by_umap_repeats():
+    from dilo.evaluation.neighbours import flattened
+
+    generator = torch.Generator().manual_seed(0)
+    features = torch.cat([torch.randn(30, 8, generator=generator) * 0.1 + shift for shift in torch.eye(8)[:2]])
+    points = flattened(features, umap=True)
+    assert points.shape == (60, 2) and np.array_equal(points, flattened(features, umap=True))
+    near = np.linalg.norm(points[:30] - points[:30].mean(0), axis=1).mean()
+    assert near < np.linalg.norm(points[:30].mean(0) - points[30:].mean(0)), "two groups stay two"

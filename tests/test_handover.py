@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ import timm
 import torch
 import torchvision
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from test_cli import ROOT, dilo
 from torchvision.transforms.v2.functional import normalize
 
 from dilo.config import load_settings
+from dilo.data import render_world
+from dilo.saliency import SaliencyNet, cues, load_saliency_net, save_saliency_net
 from dilo.training import Encoder, load_encoder, save_encoder
 from dilo.evaluation import write_result
 from dilo.cli import main
@@ -67,19 +71,23 @@ def result(path, recipe="dilo", seed=0):
 def test_torchvision_and_timm_load_it(tmp_path, run):
     out = tmp_path / "encoder"
     stdout, _ = dilo("export", run, "--out", out)
-    assert "README.md" in stdout and sorted(os.listdir(out)) == ["README.md", "encoder.safetensors", "settings.json"]
+    assert "README.md" in stdout
+    assert sorted(os.listdir(out)) == ["README.md", "config.json", "model.safetensors", "settings.json"]
     assert (out / "settings.json").read_bytes() == (run / "settings.json").read_bytes()
-    weights = load_file(out / "encoder.safetensors")
+    weights = load_file(out / "model.safetensors")
     theirs = torchvision.models.resnet50()
     theirs.fc = torch.nn.Identity()
     theirs.load_state_dict(weights, strict=True)
     timms = timm.create_model("resnet50", num_classes=0)
     timms.load_state_dict(weights, strict=True)
+    pretrained = timm.create_model(f"local-dir:{out}", pretrained=True)
+    from_file = timm.create_model("resnet50", num_classes=0, checkpoint_path=str(out / "model.safetensors"))
+    assert pretrained.pretrained_cfg["mean"] == pytest.approx(MEAN) and pretrained.pretrained_cfg["input_size"][1] == 64
     images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     normalised = normalize(images, mean=MEAN, std=STD)
     with torch.no_grad():
-        expected = load_encoder(out / "encoder.safetensors")(images)
-        for model in (theirs, timms):
+        expected = load_encoder(out / "model.safetensors")(images)
+        for model in (theirs, timms, pretrained, from_file):
             torch.testing.assert_close(model.eval()(normalised), expected, rtol=1e-5, atol=1e-5)
     assert expected.std(0).max() > 1e-3, "features that differ between images"
 
@@ -87,14 +95,14 @@ def test_torchvision_and_timm_load_it(tmp_path, run):
 @pytest.mark.parametrize("kind, blocks", [("run", 3), ("narrow", 1)])
 def test_what_the_card_says_runs(tmp_path, monkeypatch, request, kind, blocks):
     run = request.getfixturevalue(kind)
-    dilo("export", run, "--out", tmp_path)
+    dilo("export", run, "--out", tmp_path / "encoder")
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    monkeypatch.chdir(tmp_path)
-    code = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.S)
+    code = re.findall(r"```python\n(.*?)```", (tmp_path / "encoder/README.md").read_text(), re.S)
     assert len(code) == blocks
     with torch.no_grad():
         expected = load_encoder(run / "encoder.safetensors")(images)
         for block in code:
+            monkeypatch.chdir(tmp_path if "local-dir" in block else tmp_path / "encoder")
             names = {"images": images}
             exec(block, names)
             torch.testing.assert_close(names["features"], expected, rtol=1e-5, atol=1e-5)
@@ -125,6 +133,46 @@ def test_card(tmp_path, narrow):
     assert "torchvision.models" not in card and "timm" not in card and str(tmp_path) not in card
 
 
+@pytest.mark.parametrize("kind, size", [("run", 64), ("narrow", 64)])
+def test_onnx_computes_the_same(tmp_path, monkeypatch, request, kind, size):
+    "On ten photos and on one; the card's lines run without dilo and torch."
+    import onnxruntime
+
+    run = request.getfixturevalue(kind)
+    dilo("export", run, "--out", tmp_path / "encoder", "--onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "encoder/encoder.onnx", providers=["CPUExecutionProvider"])
+    photos = render_world(10, size=size).images.astype(np.float32) / 255
+    with torch.no_grad():
+        expected = load_encoder(run / "encoder.safetensors")(torch.from_numpy(photos)).numpy()
+    for some in (slice(0, 10), slice(0, 1)):
+        np.testing.assert_allclose(session.run(None, {"images": photos[some]})[0], expected[some], rtol=1e-4, atol=1e-4)
+    monkeypatch.chdir(tmp_path / "encoder")
+    photo = Image.fromarray((photos[0] * 255).round().astype(np.uint8).transpose(1, 2, 0))
+    photo.save("photo.jpg", quality=100, subsampling=0)
+    block = next(b for b in re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.S) if "onnxruntime" in b)
+    assert "dilo" not in block and "torch" not in block and len(block.splitlines()) <= 10
+    exec(block, names := {})
+    cosine = names["features"][0] @ expected[0] / np.linalg.norm(names["features"][0]) / np.linalg.norm(expected[0])
+    assert names["features"].shape == (1, expected.shape[1]) and cosine > 0.99
+
+
+def test_a_saliency_network_becomes_onnx(tmp_path):
+    import onnxruntime
+
+    torch.manual_seed(0)
+    save_saliency_net(SaliencyNet(), tmp_path / "net.safetensors", {"made": {}})
+    assert "give --onnx" in dilo("export", tmp_path / "net.safetensors", "--out", tmp_path / "net", status=2)[1]
+    dilo("export", tmp_path / "net.safetensors", "--out", tmp_path / "net", "--onnx")
+    assert sorted(os.listdir(tmp_path / "net")) == ["README.md", "saliency.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "net/saliency.onnx", providers=["CPUExecutionProvider"])
+    photos, method = render_world(10, size=128).images, load_saliency_net(tmp_path / "net.safetensors")
+    images = photos.transpose(0, 2, 3, 1)
+    inputs = np.stack([cues(image) for image in images]).astype(np.float32) / 255
+    (maps,) = session.run(["map"], {"photo_and_cues": inputs})
+    for image, found in zip(images, maps[:, 0]):
+        np.testing.assert_allclose(found, method(image), atol=1e-4)
+
+
 def test_what_is_not_known_is_not_said(tmp_path, narrow):
     run = tmp_path / "run"
     shutil.copytree(narrow, run)
@@ -138,9 +186,10 @@ def test_an_earlier_export_is_replaced(tmp_path, narrow):
     out = tmp_path / "encoder"
     dilo("export", narrow, "--out", out)
     (out / "settings.json").unlink()  # as if it had been stopped in between
-    (out / "encoder.safetensors.part").write_bytes(b"half")
+    (out / "model.safetensors.part").write_bytes(b"half")
+    (out / "encoder.safetensors").write_bytes(b"of an earlier version")
     dilo("export", narrow, "--out", out, "--results", result(tmp_path / "dilo-0.json"))
-    assert sorted(os.listdir(out)) == ["README.md", "encoder.safetensors", "settings.json"]
+    assert sorted(os.listdir(out)) == ["README.md", "model.safetensors", "settings.json"]
     assert "BG-gap" in (out / "README.md").read_text()
 
 

@@ -124,7 +124,7 @@ def test_python_of_a_page_runs(tmp_path, monkeypatch, page):
     Image.new("RGB", (300, 200), "orange").save("photos/cat.jpg")
     Image.new("L", (300, 200), 128).save("maps/cat.png")
     trunk = {k: v for k, v in torchvision.models.resnet18().state_dict().items() if not k.startswith("fc.")}
-    save_file(trunk, "encoder/encoder.safetensors")
+    save_file(trunk, "encoder/model.safetensors")
     blocks = re.findall(r"^```python\n(.*?)^```", prose(ROOT / page), re.S | re.M)
     assert blocks
     names = {}

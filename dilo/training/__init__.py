@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'NORMALISATIONS', 'Encoder', 'Interrupted', 'NonFiniteLoss', 'OtherRun', 'Run', 'build_method',
-           'column_mlp', 'differences', 'distance', 'epoch_batches', 'export_run', 'find_encoder', 'info_nce', 'launch',
-           'learning_rate', 'load_encoder', 'load_resnet', 'made_on', 'momentum_copy', 'photo_settings', 'pretrain',
-           'pretrain_photos', 'recipe_saliency', 'save_encoder', 'spread', 'update_momentum', 'view_recipe']
+           'column_mlp', 'differences', 'distance', 'epoch_batches', 'export_run', 'export_saliency_net',
+           'find_encoder', 'info_nce', 'launch', 'learning_rate', 'load_encoder', 'load_resnet', 'made_on',
+           'momentum_copy', 'photo_settings', 'pretrain', 'pretrain_photos', 'recipe_saliency', 'save_encoder',
+           'spread', 'update_momentum', 'view_recipe']
 
 # %% ../../nbs/training/00_training.ipynb #2ffd968c
 # fmt: off
@@ -18,13 +19,14 @@ from .feed import recipe_saliency
 from .recipes import METHODS, build_method, made_on, view_recipe
 from .loop import Interrupted, NonFiniteLoss, Run, launch, pretrain
 from .photos import photo_settings, pretrain_photos
-from .handover import export_run
+from .handover import export_run, export_saliency_net
 from .methods.moco import info_nce, spread
 from .methods.byol import distance
 
 _all_ = [
     "METHODS", "NORMALISATIONS", "Encoder", "Interrupted", "NonFiniteLoss", "OtherRun", "Run", "build_method",
-    "column_mlp", "differences", "distance", "epoch_batches", "export_run", "find_encoder", "info_nce", "launch",
+    "column_mlp", "differences", "distance", "epoch_batches", "export_run", "export_saliency_net",
+    "find_encoder", "info_nce", "launch",
     "learning_rate", "load_encoder", "load_resnet", "made_on", "momentum_copy", "photo_settings", "pretrain",
     "pretrain_photos", "recipe_saliency", "save_encoder", "spread", "update_momentum", "view_recipe",
 ]
