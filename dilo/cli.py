@@ -201,7 +201,7 @@ def _pretrain(args):
     changes = [f"{key}={value}" for key, value in short.items() if value is not None]
     finished = (Path(args.out) / "encoder.safetensors").exists()
     try:
-        history = pretrain_photos(_folder(args.photos), args.out, args.recipe, seed=args.seed, changes=[*changes, *args.set],
+        history = pretrain_photos(args.photos, args.out, args.recipe, seed=args.seed, changes=[*changes, *args.set],
                                   file=args.settings, jobs=args.jobs, progress=not args.quiet, dry_run=args.dry_run)
     except NonFiniteLoss as error:
         raise ValueError(error) from error
@@ -404,7 +404,9 @@ def _add_pretrain(commands):
     c = _command(commands, "pretrain", _pretrain,
                  "Learns features from a folder of photos, without labels; Ctrl-C saves, the same command goes on.",
                  "dilo pretrain photos/ --recipe dilo --out run/ --epochs 100")
-    c.add_argument("photos", metavar="PHOTOS", help="folder of photos of any kind, read with its subfolders")
+    c.add_argument("photos", metavar="PHOTOS", nargs="+",
+                   help="folders of photos of any kind, read with their subfolders; or lists of photos, .txt (a path a "
+                        "line) or .csv (a column path)")
     c.add_argument("--out", required=True, metavar="RUN",
                    help="folder for the encoder, its checkpoint and curves, decoded photos and their maps")
     c.add_argument("--recipe", default="dilo",

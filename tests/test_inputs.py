@@ -477,3 +477,16 @@ def test_any_picture_is_a_mask_with_foreground_or_a_named_error(mode, height, wi
         if mode in ("L", "P"):
             chosen = values[0]
             assert (read_mask(file, mask_class=chosen) == (pixels == chosen) * 255).all()
+
+
+def test_photos_may_lie_in_several_folders_and_lists(tmp_path, photos):
+    (tmp_path / "more").mkdir()
+    shutil.copy(photos / "0.png", tmp_path / "more/same.png")
+    (tmp_path / "some.txt").write_text("photos/1.png\nmore/same.png\n")
+    quick = ["--epochs", 1, "--batch", 2, "--size", 16, "--set", "data.size=24", "--set", "train.workers=0", "--quiet"]
+    _, told = dilo("pretrain", "photos", "more", "some.txt", "--recipe", "moco", "--out", "run", *quick, cwd=tmp_path)
+    assert "1 of 5 photos are copies of others, and stay in: more/same.png is photos/0.png" in told
+    assert json.loads((tmp_path / "run/settings.json").read_text())["count"] == 5
+    (tmp_path / "gone.csv").write_text("path\nphotos/1.png\nphotos/9.png\n")
+    _, told = dilo("pretrain", "photos", "gone.csv", "--out", "other", *quick, status=2, cwd=tmp_path)
+    assert "gone.csv, line 3: there is no file photos/9.png" in told and not (tmp_path / "other").exists()

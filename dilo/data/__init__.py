@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['class_folders', 'read_boxes', 'read_coco', 'square_boxes', 'BACKGROUND_SPLITS', 'CLASSES', 'FAMILIES', 'Arrays',
-           'Scenes', 'Streamed', 'World', 'background_split', 'decode_photo', 'list_classes', 'list_photos',
-           'mask_boxes', 'open_arrays', 'pack', 'pair_masks', 'read_index', 'read_levels', 'read_mask', 'render_scenes',
-           'render_world', 'shuffled', 'square_photo', 'tell', 'write_folder_index', 'write_photos_index',
-           'write_world']
+           'Scenes', 'Streamed', 'World', 'background_split', 'decode_photo', 'find_photos', 'list_classes',
+           'list_photos', 'mask_boxes', 'open_arrays', 'pack', 'pair_masks', 'read_index', 'read_levels', 'read_mask',
+           'render_scenes', 'render_world', 'shuffled', 'square_photo', 'tell', 'write_folder_index',
+           'write_photos_index', 'write_world']
 
 # %% ../../nbs/data/00_data.ipynb #fc797f1a
 # fmt: off
 from .pictures import decode_photo, list_classes, list_photos, pair_masks, read_levels, read_mask, tell
 from .world import CLASSES, FAMILIES, Scenes, World, mask_boxes, render_scenes, render_world
-from .index import read_index, write_folder_index, write_photos_index, write_world
+from .index import find_photos, read_index, write_folder_index, write_photos_index, write_world
 from .arrays import Arrays, Streamed, open_arrays, pack, shuffled, square_photo
 from .backgrounds import BACKGROUND_SPLITS, background_split
 from .layouts import class_folders, read_boxes, read_coco, square_boxes
@@ -21,8 +21,8 @@ from .layouts import class_folders, read_boxes, read_coco, square_boxes
 _all_ = [
     "class_folders", "read_boxes", "read_coco", "square_boxes",
     "BACKGROUND_SPLITS", "CLASSES", "FAMILIES", "Arrays", "Scenes", "Streamed", "World", "background_split",
-    "decode_photo", "list_classes", "list_photos", "mask_boxes", "open_arrays", "pack", "pair_masks", "read_index",
-    "read_levels", "read_mask", "render_scenes", "render_world", "shuffled", "square_photo", "tell",
-    "write_folder_index", "write_photos_index", "write_world",
+    "decode_photo", "find_photos", "list_classes", "list_photos", "mask_boxes", "open_arrays", "pack",
+    "pair_masks", "read_index", "read_levels", "read_mask", "render_scenes", "render_world", "shuffled", "square_photo",
+    "tell", "write_folder_index", "write_photos_index", "write_world",
 ]
 # fmt: on

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..files import check_outputs, claimed, read_json, read_table
 from ..config import RECIPES, SettingsError, load_settings, merge, parse_changes, parse_settings
-from ..data import list_photos, open_arrays, pack, write_photos_index
+from ..data import find_photos, open_arrays, pack, write_photos_index
 from ..saliency import saliency_maps
 from .checkpoints import OtherRun, differences
 from .feed import recipe_saliency
@@ -94,7 +94,9 @@ def photo_settings(count, recipe, changes=(), file=None):
 def pretrain_photos(
     photos, out, recipe="dilo", *, seed=0, changes=(), file=None, jobs=-1, progress=True, dry_run=False
 ):
-    """Pre-trains on all photos below a folder and returns the history, a DataFrame.
+    """Pre-trains on photos and returns the history, a DataFrame.
+
+    photos: a folder, a list of paths in a .txt or .csv file, or several of them, as in `dilo.data.find_photos`.
 
     Writes the results of `pretrain` to `out`, with the decoded photos (out/arrays) and their maps (out/saliency).
     recipe: one of `RECIPES`, or of the params.yaml `file`. changes: as in `photo_settings`. Calling it again resumes an
@@ -104,9 +106,10 @@ def pretrain_photos(
     settings or another process at work in `out`, FileExistsError if `out` holds anything else, and what `pretrain`
     raises."""
     out = Path(out)
-    check_outputs({out: "dilo pretrain"}, [photos, file])
-    photo_settings(len(list_photos(photos, [out]).photos), recipe, changes, file)  # errors come before anything is written
-    with claimed(out, "dilo pretrain", [photos, file]):
+    given = [*([photos] if isinstance(photos, (str, Path)) else photos), file]
+    check_outputs({out: "dilo pretrain"}, given)
+    photo_settings(len(find_photos(photos, [out])), recipe, changes, file)  # errors come before anything is written
+    with claimed(out, "dilo pretrain", given):
         return _pretrained(photos, out, recipe, seed, changes, file, jobs, progress, dry_run)
 
 # %% ../../nbs/training/08_photos.ipynb #684030fe
