@@ -172,9 +172,14 @@ class Views(Section):
 class Model(Section):
     "The encoder."
 
-    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    width: int = Field(64, ge=8, multiple_of=8, description="channels of the first stage; torchvision's is 64")
-    stem: Literal["small", "imagenet"] = Field("imagenet", description="small: 3x3 convolution of stride 2, no pooling")
+    backbone: str = Field(
+        "resnet18", pattern=r"^(resnet18|resnet34|resnet50|timm/[\w.]+)$", description="a ResNet, or timm/<name>"
+    )
+    width: int = Field(64, ge=8, multiple_of=8, description="channels of a ResNet's first stage; torchvision's is 64")
+    stem: Literal["small", "imagenet"] = Field(
+        "imagenet", description="of a ResNet; small: 3x3 convolution of stride 2, no pooling"
+    )
+    start: str | None = Field(None, description="a file of weights to start from; without it they are random")
 
 # %% ../nbs/00_config.ipynb #d127849b
 Temperature = Annotated[float, Field(gt=0)]
@@ -273,7 +278,9 @@ class Train(Section):
     epochs: int = Field(ge=1)
     batch: int = Field(ge=2, description="images a step, over all processes and parts")
     accumulate: int = Field(1, ge=1, description="parts that a step takes its batch in, where memory is short")
-    optimiser: Literal["sgd", "lars"] = Field("sgd", description="lars: each layer's step in proportion to its weights")
+    optimiser: Literal["sgd", "lars", "adamw"] = Field(
+        "sgd", description="lars: each layer's step in proportion to its weights; adamw: for transformers"
+    )
     lr: float = Field(gt=0, description="learning rate at its highest, for the whole batch")
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: float = Field(1e-4, ge=0)
@@ -422,6 +429,7 @@ def _explain(error, section=None):
 def _of_method(s, name, recipe, method):
     "Contradictions between a recipe's method, its maps and the encoder."
     groups, channels = getattr(method, "groups", 1), s.model.width * (32 if s.model.backbone == "resnet50" else 8)
+    channels = groups if s.model.backbone.startswith("timm/") else channels  # known when timm makes it
     if groups > 1 and (method.dim % groups or channels % groups):
         yield (
             f"{recipe.method}.groups = {groups} is not allowed: must divide {recipe.method}.dim = {method.dim} and the "

@@ -84,7 +84,7 @@ def test_running_a_stage_notebook_or_editing_prose_retrains_nothing(smoke):
             cell.metadata["execution"] = {"iopub.execute_input": "now"}
         notebook.metadata["language_info"] = {"name": "python", "version": "3.12.0"}
         nbformat.write(notebook, path)
-    path = smoke.folder / "nbs/training/07_loop.ipynb"
+    path = smoke.folder / "nbs/training/08_loop.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[2].source += "\n\nOne more sentence."
     notebook.cells.insert(3, nbformat.v4.new_markdown_cell("A paragraph of its own."))
