@@ -199,6 +199,10 @@ def _pretrain(args):
     short = {"train.epochs": args.epochs, "train.batch": args.batch, "views.size": args.size,
              "model.backbone": args.backbone}
     changes = [f"{key}={value}" for key, value in short.items() if value is not None]
+    if args.start is not None:
+        if not Path(args.start).is_file():
+            raise FileNotFoundError(f"{args.start}: no such file; give a file of weights")
+        changes.append(f"model.start={json.dumps(str(Path(args.start).resolve()))}")
     finished = (Path(args.out) / "encoder.safetensors").exists()
     try:
         history = pretrain_photos(args.photos, args.out, args.recipe, seed=args.seed, changes=[*changes, *args.set],
@@ -417,7 +421,11 @@ def _add_pretrain(commands):
     c.add_argument("--batch", type=_number(int, 2),
                    help="photos a step; without --settings a quarter of the photos, at most 256")
     c.add_argument("--size", type=_number(int, 1, 4096), help="side of the views, px; without --settings 128")
-    c.add_argument("--backbone", choices=("resnet18", "resnet34", "resnet50"), help="without --settings resnet18")
+    c.add_argument("--backbone", metavar="NAME",
+                   help="resnet18, resnet34, resnet50, or timm/<name> (an extra: the package timm); without --settings "
+                        "resnet18")
+    c.add_argument("--from", dest="start", metavar="FILE",
+                   help="weights to start from, of dilo or of another library; without it they are random")
     c.add_argument("--settings", metavar="FILE", help="a params.yaml, for everything else")
     c.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                    help="one setting by its name in params.yaml; may be repeated")

@@ -23,7 +23,8 @@ def activation_maps(encoder, images, size, device=None):
     "Maps float32 `(N, H, W)` in [0, 1], in the resolution of uint8 images `(N, 3, H, W)`, seen at `size` px."
     device = fast_device() if device is None else device
     encoder = encoder.to(device).eval()
-    maps = through(lambda x: encoder.feature_map(x).mean(1, keepdim=True), images, size, device)
+    # a ReLU changes nothing for a ResNet, whose map has one; the map of a transformer has both signs
+    maps = through(lambda x: encoder.feature_map(x).relu().mean(1, keepdim=True), images, size, device)
     low, high = maps.amin((1, 2, 3), keepdim=True), maps.amax((1, 2, 3), keepdim=True)
     maps = (maps - low) / (high - low).clamp(min=1e-12)
     return F.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)[:, 0].numpy()

@@ -111,7 +111,8 @@ def _check_sizes(encoder, name, sizes, step):
 def _freeze_idle(encoder, size):
     "Takes the parameters that the feature map does not depend on out of training: processes would wait for their gradients."
     training = encoder.training
-    encoder.eval()(torch.zeros(1, 3, size, size)).sum().backward()
+    with torch.enable_grad():
+        encoder.eval()(torch.zeros(1, 3, size, size)).sum().backward()
     for parameter in encoder.parameters():
         if parameter.grad is None:
             parameter.requires_grad_(False)

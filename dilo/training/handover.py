@@ -21,6 +21,7 @@ from .. import __version__
 from ..files import check_outputs, read_json, read_table, write_atomically
 from ..config import Recipe, Settings
 from ..saliency import SIDE, load_saliency_net
+from .backbones import trunk_of
 from .checkpoints import differences, load_encoder
 
 # %% ../../nbs/training/10_handover.ipynb #d0dbd7d7
@@ -46,27 +47,57 @@ def read_run(run):
         about = json.loads(f.metadata()["dilo"])
     if not {"recipe", "seed"} <= set(about):
         raise ValueError(f"{weights}: does not say which recipe and seed made it; give one of `dilo pretrain`")
-    stated = {"seed": about["seed"]} | {f"model.{k}": about[k] for k in ("backbone", "width", "stem")}
+    named = [k for k in ("backbone", "width", "stem") if about["backbone"] != "own"]
+    stated = {"seed": about["seed"]} | {f"model.{k}": about[k] for k in named}
     if changes := differences({k: settings.get(k) for k in stated}, stated):
         raise ValueError(f"{run}: settings.json and encoder.safetensors are of two runs: {', '.join(changes)}")
     return encoder, about, settings
 
 # %% ../../nbs/training/10_handover.ipynb #69a3857c
+def _seen(encoder):
+    "Mean and standard deviation by which an encoder normalises images."
+    return {name: [round(v, 3) for v in getattr(encoder, name).flatten().tolist()] for name in ("mean", "std")}
+
+
+_TIMM = """With timm, in the folder above `encoder/`, if that is this folder's name:
+
+```python
+import timm
+from torchvision.transforms.v2.functional import normalize
+
+model = timm.create_model("local-dir:encoder", pretrained=True).eval()
+normalised = normalize(images, mean={mean}, std={std})
+{look}
+```"""
+# the mean of the map of patches; a classifier's own pooling may be another
+_POOLED = """tokens = model.forward_features(normalised)
+if tokens.ndim == 4:  # a map, with the channels last in a Swin
+    features = tokens.mean((1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3))
+else:  # tokens, of which the first may stand for no patch
+    features = tokens[:, model.num_prefix_tokens :].mean(1)"""
+
+
 def loading(encoder, backbone, width, stem):
     """Markdown on how to load model.safetensors. Each Python block is complete except for `images` in [0, 1].
 
-    torchvision and timm load an encoder of width 64 with the imagenet stem. Only dilo loads any other."""
+    torchvision and timm load a ResNet of width 64 with the imagenet stem, and only dilo any other; timm loads its own."""
     dilo = """```python
 from dilo.training import load_encoder
 
 features = load_encoder("model.safetensors")(images)
 ```"""
+    if backbone.startswith("timm/"):
+        return f"""`images` are float `(B, 3, H, W)` in [0, 1]. {_TIMM.format(look=_POOLED, **_seen(encoder))}
+
+With the Python package `dilo`, whose encoder normalises by itself:
+
+{dilo}"""
     if (width, stem) != (64, "imagenet"):
         return f"""No other library has this architecture (width {width}, stem {stem}): only the package `dilo`
 loads it. `images` are float `(B, 3, H, W)` in [0, 1]; they are normalised inside:
 
 {dilo}"""
-    mean, std = ([round(v, 3) for v in buffer.flatten().tolist()] for buffer in (encoder.mean, encoder.std))
+    seen = _seen(encoder)
     return f"""`images` are float `(B, 3, H, W)` in [0, 1]. With torchvision:
 
 ```python
@@ -78,18 +109,10 @@ from torchvision.transforms.v2.functional import normalize
 model = torchvision.models.{backbone}()
 model.fc = torch.nn.Identity()
 model.load_state_dict(load_file("model.safetensors"), strict=True)
-features = model.eval()(normalize(images, mean={mean}, std={std}))
+features = model.eval()(normalize(images, mean={seen["mean"]}, std={seen["std"]}))
 ```
 
-With timm, in the folder above `encoder/`, if that is this folder's name:
-
-```python
-import timm
-from torchvision.transforms.v2.functional import normalize
-
-model = timm.create_model("local-dir:encoder", pretrained=True)
-features = model.eval()(normalize(images, mean={mean}, std={std}))
-```
+{_TIMM.format(look="features = model(normalised)", **seen)}
 
 With the Python package `dilo`, whose encoder normalises by itself:
 
@@ -217,13 +240,17 @@ def model_card(encoder, about, settings, loss=None, results=()):
 # %% ../../nbs/training/10_handover.ipynb #5a7c0002
 def timm_config(encoder, backbone, width, stem, size):
     "The config.json of a folder that `timm.create_model('local-dir:...')` loads; None if timm has no such network."
-    if (width, stem) != (64, "imagenet"):
+    theirs = backbone.startswith("timm/")
+    if not theirs and ((width, stem) != (64, "imagenet") or backbone == "own"):
         return None
-    mean, std = ([round(v, 3) for v in buffer.flatten().tolist()] for buffer in (encoder.mean, encoder.std))
-    seen = dict(input_size=[3, size, size], fixed_input_size=False, interpolation="bicubic", crop_pct=1.0)
-    layers = dict(first_conv="conv1", classifier="fc", pool_size=[7, 7], num_classes=0)
-    about = dict(architecture=backbone, num_classes=0, num_features=encoder.features, global_pool="avg")
-    return about | {"pretrained_cfg": dict(tag="dilo", mean=mean, std=std, **seen, **layers)}
+    seen = dict(input_size=[3, size, size], fixed_input_size=False, interpolation="bicubic", crop_pct=1.0, num_classes=0)
+    if not theirs:
+        seen |= dict(first_conv="conv1", classifier="fc", pool_size=[7, 7])
+    about = dict(architecture=backbone.removeprefix("timm/"), num_classes=0, num_features=encoder.features)
+    made = getattr(trunk_of(encoder), "patch_embed", None) if theirs else None
+    if getattr(made, "img_size", None):  # positions are of this size
+        about["model_args"] = {"img_size": list(made.img_size)}
+    return about | {"pretrained_cfg": dict(tag="dilo", **_seen(encoder), **seen)}
 
 
 def as_onnx(module, example, takes, gives):
