@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -102,16 +103,18 @@ def test_photos_to_a_network_that_timm_loads(tmp_path, monkeypatch, world):
     vit = ["--backbone", "timm/vit_tiny_patch16_224"]
     dilo("pretrain", "photos", "--recipe", "moco", *vit, *quick, "--out", "run", cwd=tmp_path)
     dilo("evaluate", "run", "photos", "--k", 3, cwd=tmp_path)
-    dilo("export", "run", "--out", "encoder", cwd=tmp_path)
+    dilo("export", "run", "--out", "encoder", "--onnx", cwd=tmp_path)
     card = (tmp_path / "encoder/README.md").read_text()
     images = torch.rand(2, 3, 48, 48)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", card, re.S)
-    assert len(blocks) == 2 and "local-dir:encoder" in blocks[0]
+    assert len(blocks) == 3 and "local-dir:encoder" in blocks[0]
     with torch.no_grad():
         exec(blocks[0], names := {"images": images})
         expected = load_encoder("run/encoder.safetensors")(images)
     torch.testing.assert_close(names["features"], expected, rtol=1e-4, atol=1e-5)
+    session = onnxruntime.InferenceSession("encoder/encoder.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], expected, rtol=1e-4, atol=1e-4)
     wrong = ["--backbone", "timm/vit_tiny_patch16_224", *quick[:4], "--size", 50, "--set", "data.size=64", "--quiet"]
     _, told = dilo("pretrain", "photos", "--recipe", "moco", *wrong, "--out", "other", status=2, cwd=tmp_path)
     assert "the nearest that do are 48 and 64" in told and not (tmp_path / "other/encoder.safetensors").exists()

@@ -1,6 +1,7 @@
 "Encoders of other libraries, from files that those libraries write themselves: read, measured, refused."
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -74,6 +75,19 @@ def test_the_file_of_torchvision_is_measured_as_torchvision_would(tmp_path, labe
         assert found[kind] == ours[kind] == pytest.approx(theirs[kind], abs=1 / 16 + 1e-9), kind
     for kind in ("activation", "centre"):
         assert found["localisation"][kind]["energy"] == pytest.approx(theirs["localisation"][kind]["energy"], abs=1e-3)
+
+
+def test_the_backgrounds_challenge_of_a_file_of_torchvision(tmp_path, labelled):
+    "The first command of README's section on anyone's encoder."
+    folder, _ = labelled
+    for name in ("original", "mixed_rand"):
+        shutil.copytree(folder / "photos/val", tmp_path / "bg_challenge" / name / "val")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
+    (tmp_path / "in_to_in9.json").write_text('{"0": 0, "1": 1}')
+    command = ["evaluate", "resnet50.pth", folder / "photos", "--challenge", "bg_challenge/", "--size", "64", "--k", "5"]
+    said, told = dilo(*command, "--class-map", "in_to_in9.json", cwd=tmp_path)
+    assert "resnet50 of width 64" in told and "mixed_rand" in said and "original" in said
 
 
 def test_images_may_be_normalised_otherwise(tmp_path, labelled):
