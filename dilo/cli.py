@@ -434,6 +434,7 @@ def _add_pretrain(commands):
     c.add_argument("--dry-run", action="store_true", help="two steps, and no encoder: does it fit, how fast?")
     c.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
+# %% ../nbs/99_cli.ipynb #98a3b201
 def _add_embed(commands):
     c = _command(commands, "embed", _embed,
                  "Writes the features of each photo in a folder, a row a photo; what an interruption leaves is kept.",

@@ -76,7 +76,7 @@ if tokens.ndim == 4:  # a map, with the channels last in a Swin
 else:  # tokens, of which the first may stand for no patch
     features = tokens[:, model.num_prefix_tokens :].mean(1)"""
 
-
+# %% ../../nbs/training/10_handover.ipynb #69a38501
 def loading(encoder, backbone, width, stem):
     """Markdown on how to load model.safetensors. Each Python block is complete except for `images` in [0, 1].
 

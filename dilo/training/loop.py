@@ -31,13 +31,12 @@ from ..augmentation import to_device
 from ..config import Train
 from ..files import write_atomically
 from .checkpoints import resume, save_checkpoint, save_encoder
-from .backbones import trunk_of
 from .feed import ViewMaker, read_batches
 from .models import synchronise
 from dilo.training.optimisation import (
     epoch_batches, learning_rate, machine_precision, optimiser_of, share_of, view_size,
 )  # fmt: skip
-from .recipes import build_method, made_by, made_on, moved, view_recipe, view_sizes
+from .recipes import about_encoder, build_method, made_by, made_on, moved, view_recipe
 
 # %% ../../nbs/training/08_loop.ipynb #db062f23
 class NonFiniteLoss(RuntimeError):
@@ -363,13 +362,7 @@ class Run:
         self.accelerator = machine = _new_accelerator(self.train, len(rows), folder)
         method = _new_method(settings, recipe, seed, len(rows), machine, encoder)
         make, saliency = _view_maker(settings, recipe, method, images, saliency, rows, machine.device)
-        self.made = made_by(settings, recipe, seed, images, rows, saliency, machine.num_processes)
-        self.about = settings.model.model_dump(exclude={"start"})
-        if settings.model.backbone.startswith("timm/"):
-            self.about["sizes"] = view_sizes(settings, recipe)
-        if encoder is not None:
-            self.about["backbone"] = "own"
-            self.made["model.backbone"] = f"own: {type(trunk_of(encoder)).__name__}"
+        self.made = made_by(settings, recipe, seed, images, rows, saliency, machine.num_processes, encoder)
         self.files = _RunFolder(folder, machine)
         state = None if fresh else resume(self.files.path, self.made, machine.print)
         self.learner = _Learner(self.train, method, make, machine, state)
@@ -444,7 +437,8 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
             while started.at.epoch < started.train.epochs:
                 started.learn()
                 started.files.save(started.state())
-        started.files.finish(started.learner.bare.encoder, started.about | dict(recipe=recipe, seed=seed))
+        about = about_encoder(settings, recipe, encoder) | dict(recipe=recipe, seed=seed)
+        started.files.finish(started.learner.bare.encoder, about)
         return pd.DataFrame(started.log.history)
     finally:
         started.close()
