@@ -187,7 +187,7 @@ def _check(out, photos, weights, pixels):
     check_outputs(files | {out.with_suffix(".work"): "dilo embed"}, [photos, weights])
     return out
 
-# %% ../../nbs/evaluation/07_embedding.ipynb #e3bed001
+# %% ../../nbs/evaluation/07_embedding.ipynb #4a29f9fd
 def embed_photos(photos, weights, out, *, size=None, pixels=False, jobs=-1, progress=True, **options):
     """Writes the features of every photo below a folder to `out`, a row a photo. Returns a line for each photo that cannot
     be read; those have no row.

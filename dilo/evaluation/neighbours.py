@@ -80,7 +80,7 @@ def flattened(features, umap=False):
 
 
 # %% ../../nbs/evaluation/08_neighbours.ipynb #4e19b008
-_STYLE = """.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.5rem, 1fr)); gap: .4rem; }
+_STYLE = """.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.4rem, 1fr)); gap: .4rem; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 1.5rem; }
 h3, h4 { overflow-wrap: anywhere; }
 .row figure { margin: 0; font-size: .7rem; overflow-wrap: anywhere; }

@@ -76,7 +76,7 @@ def _look(net, images):
         raise ValueError(f"gives {tuple(found.shape)} for images {tuple(images.shape)}, which is no feature map")
     return tokens.transpose(1, 2).unflatten(2, (height, width))
 
-# %% ../../nbs/training/02_backbones.ipynb #bacb0001
+# %% ../../nbs/training/02_backbones.ipynb #77e15ee7
 def _map_at(encoder, size):
     "The feature map of a black image of `size` px. ValueError where the network does not take that size."
     training = encoder.training
@@ -119,7 +119,7 @@ def _freeze_idle(encoder, size):
         parameter.grad = None
     encoder.train(training)
 
-# %% ../../nbs/training/02_backbones.ipynb #bacb0002
+# %% ../../nbs/training/02_backbones.ipynb #0865ac59
 def timm_encoder(name, sizes=(224,)):
     """timm's network `name` with random weights as an encoder, for views of `sizes` px, the largest of which it is made for.
 

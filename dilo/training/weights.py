@@ -166,7 +166,7 @@ def _grouped(names):
     "Names of tensors, counted by what comes before the second dot."
     return ", ".join(f"{name} ({n})" for name, n in Counter(".".join(name.split(".")[:2]) for name in names).items())
 
-# %% ../../nbs/training/05_weights.ipynb #3f90a001
+# %% ../../nbs/training/05_weights.ipynb #32d08402
 def _checked_resnet(path, state):
     "An `Encoder` with the tensors `state`, and the counters that they lack. ValueError if any other does not fit."
     backbone, width = _architecture(path, state)
@@ -187,7 +187,7 @@ def _checked_resnet(path, state):
     encoder.load_state_dict({k: state.get(k, v).to(v.dtype) for k, v in own.items()}, strict=True)
     return encoder, counters, what
 
-# %% ../../nbs/training/05_weights.ipynb #3f90a002
+# %% ../../nbs/training/05_weights.ipynb #82316514
 def load_resnet(path, *, part=None, normalise="imagenet", say=print):
     """The `Encoder` in another library's file, frozen and in eval mode.
 
