@@ -12,8 +12,6 @@ import re
 from html import escape
 from pathlib import Path
 
-import jinja2
-
 from .files import write_atomically
 
 # %% ../nbs/00_page.ipynb #e29d3e52
@@ -38,34 +36,36 @@ pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-ra
 code, pre { font-size: .92em; }"""
 
 # %% ../nbs/00_page.ipynb #ca7d1905
-_PAGE = jinja2.Environment(autoescape=False).from_string("""<!doctype html>
+_PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="dilo">
-<title>{{ title }}</title>
+<title>{title}</title>
 <style>
-{{ style }}
+{style}
 </style>
 </head>
 <body>
 <a class="skip" href="#main">Skip to the text</a>
-<header><h1>{{ title }}</h1></header>
+<header><h1>{title}</h1></header>
 <nav aria-label="Sections"><ol>
-{% for heading in sections %}<li><a href="#part-{{ loop.index }}">{{ heading }}</a></li>
-{% endfor %}</ol></nav>
+{index}
+</ol></nav>
 <main id="main">
-{% for heading, parts in sections.items() %}
-<section aria-labelledby="part-{{ loop.index }}">
-<h2 id="part-{{ loop.index }}">{{ heading }}</h2>
-{% for part in parts %}{{ part }}
-{% endfor %}</section>
-{% endfor %}
+{sections}
 </main>
 </body>
 </html>
-""")
+"""
+
+
+def _section(number, heading, parts):
+    "A section of the page as HTML."
+    head = f'<h2 id="part-{number}">{heading}</h2>'
+    return "\n".join([f'<section aria-labelledby="part-{number}">', head, *parts, "</section>"])
+
 
 # %% ../nbs/00_page.ipynb #0b4a414b
 def paragraph(text):
@@ -131,7 +131,12 @@ def write_page(path, title, sections, style=""):
     "Writes a self-contained HTML page. sections: dictionary from a heading to a list of HTML parts; style: more CSS."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = _PAGE.render(style=f"{_STYLE}\n{style}".strip(), title=title, sections=sections)
+    text = _PAGE.format(
+        title=title,
+        style=f"{_STYLE}\n{style}".strip(),
+        index="\n".join(f'<li><a href="#part-{n}">{heading}</a></li>' for n, heading in enumerate(sections, 1)),
+        sections="\n".join(_section(n, heading, parts) for n, (heading, parts) in enumerate(sections.items(), 1)),
+    )
     write_atomically(path, lambda part: part.write_text(text))
 
 
