@@ -218,6 +218,11 @@ def test_imports_need_the_runtime_dependencies_alone():
         "pillow_heif",
         "tensorboard",
         "dvclive",
+        "timm",
+        "onnx",
+        "umap",
+        "pyarrow",
+        "jinja2",
     ]
     code = f"""
 import sys
