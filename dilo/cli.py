@@ -7,7 +7,6 @@ __all__ = ['HAND_CRAFTED', 'RECIPES', 'main']
 
 # %% ../nbs/99_cli.ipynb #4b36f115
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -98,12 +97,10 @@ def _method(args):
             raise ValueError(f"--part and --normalise are for --method activation, and --method is {args.method}")
     if args.method == "activation":
         from dilo.saliency import EncoderSaliency
+        from dilo.training import encoder_checksum
 
         encoder, _ = _encoder(args)
-        state = hashlib.sha256()
-        for key, value in {**encoder.state_dict(), **dict(encoder.named_buffers())}.items():
-            state.update(key.encode() + value.contiguous().numpy().tobytes())
-        return EncoderSaliency(encoder, state.hexdigest())
+        return EncoderSaliency(encoder, encoder_checksum(encoder))
     if args.method == "rembg":
         from dilo.saliency import rembg_map
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..files import append_lines, check_outputs, claimed, new_array, open_array, read_json, write_atomically, write_json
 from ..data import list_photos, square_photo, tell
+from ..training import encoder_checksum
 from .photos import read_encoder
 from .probes import through
 
@@ -59,13 +60,12 @@ def together(pairs):
 # %% ../../nbs/evaluation/07_embedding.ipynb #e3bed007
 def _made_of(photos, names, encoder, size, pixels):
     "What decides the rows, a dictionary of texts and numbers."
-    listed, weights = hashlib.sha256(), hashlib.sha256()
+    listed = hashlib.sha256()
     for name in names:
         about = os.stat(Path(photos) / name)
         listed.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    for key, value in {**encoder.state_dict(), **dict(encoder.named_buffers())}.items():
-        weights.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return dict(photos=listed.hexdigest(), count=len(names), encoder=weights.hexdigest(), size=size, pixels=pixels)
+    weights = encoder_checksum(encoder)
+    return dict(photos=listed.hexdigest(), count=len(names), encoder=weights, size=size, pixels=pixels)
 
 
 def _begin(work, made, shape):

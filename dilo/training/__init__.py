@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'NORMALISATIONS', 'Adapted', 'Encoder', 'Interrupted', 'NonFiniteLoss', 'OtherRun', 'Run', 'build_encoder',
-           'build_method', 'column_mlp', 'differences', 'distance', 'epoch_batches', 'export_run',
+           'build_method', 'column_mlp', 'differences', 'distance', 'encoder_checksum', 'epoch_batches', 'export_run',
            'export_saliency_net', 'find_encoder', 'info_nce', 'launch', 'learning_rate', 'load_encoder', 'load_resnet',
            'made_on', 'momentum_copy', 'photo_settings', 'pretrain', 'pretrain_photos', 'recipe_saliency',
            'save_encoder', 'spread', 'start_from', 'update_momentum', 'view_recipe']
@@ -15,7 +15,7 @@ from .models import Encoder, column_mlp, momentum_copy, update_momentum
 from .optimisation import epoch_batches, learning_rate
 from .checkpoints import OtherRun, differences, load_encoder, save_encoder
 from .backbones import Adapted, build_encoder
-from .weights import NORMALISATIONS, find_encoder, load_resnet, start_from
+from .weights import NORMALISATIONS, encoder_checksum, find_encoder, load_resnet, start_from
 from .feed import recipe_saliency
 from .recipes import METHODS, build_method, made_on, view_recipe
 from .loop import Interrupted, NonFiniteLoss, Run, launch, pretrain
@@ -26,9 +26,9 @@ from .methods.byol import distance
 
 _all_ = [
     "METHODS", "NORMALISATIONS", "Adapted", "Encoder", "Interrupted", "NonFiniteLoss", "OtherRun", "Run",
-    "build_encoder", "build_method", "column_mlp", "differences", "distance", "epoch_batches", "export_run",
-    "export_saliency_net", "find_encoder", "info_nce", "launch", "learning_rate", "load_encoder", "load_resnet",
-    "made_on", "momentum_copy", "photo_settings", "pretrain", "pretrain_photos", "recipe_saliency", "save_encoder",
-    "spread", "start_from", "update_momentum", "view_recipe",
+    "build_encoder", "build_method", "column_mlp", "differences", "distance", "encoder_checksum", "epoch_batches",
+    "export_run", "export_saliency_net", "find_encoder", "info_nce", "launch", "learning_rate", "load_encoder",
+    "load_resnet", "made_on", "momentum_copy", "photo_settings", "pretrain", "pretrain_photos", "recipe_saliency",
+    "save_encoder", "spread", "start_from", "update_momentum", "view_recipe",
 ]
 # fmt: on
