@@ -191,15 +191,13 @@ def _preview(args):
 
 # %% ../nbs/99_cli.ipynb #281a6409
 def _pretrain(args):
-    from dilo.training import NonFiniteLoss, pretrain_photos
+    from dilo.training import NonFiniteLoss, pretrain_photos, weights_file
 
     short = {"train.epochs": args.epochs, "train.batch": args.batch, "views.size": args.size,
              "model.backbone": args.backbone}
     changes = [f"{key}={value}" for key, value in short.items() if value is not None]
     if args.start is not None:
-        if not Path(args.start).is_file():
-            raise FileNotFoundError(f"{args.start}: no such file; give a file of weights")
-        changes.append(f"model.start={json.dumps(str(Path(args.start).resolve()))}")
+        changes.append(f"model.start={json.dumps(str(weights_file(args.start).resolve()))}")
     finished = (Path(args.out) / "encoder.safetensors").exists()
     try:
         history = pretrain_photos(args.photos, args.out, args.recipe, seed=args.seed, changes=[*changes, *args.set],
@@ -226,7 +224,8 @@ def _export(args):
         print(f"{args.out}: saliency.onnx, and README.md, which says how to call it")
         return 0
     export_run(args.folder, args.out, args.results or (), args.onnx)
-    print(f"{args.out}: model.safetensors, and README.md, which says what it is and how to load it")
+    onnx = ", encoder.onnx" if args.onnx else ""
+    print(f"{args.out}: model.safetensors{onnx}, and README.md, which says what it is and how to load it")
     return 0
 
 # %% ../nbs/99_cli.ipynb #897a142f
@@ -240,8 +239,8 @@ def _embed(args):
     for problem in problems:
         print(problem, file=sys.stderr)
     if not args.quiet and int(os.environ.get("RANK", 0)) == 0:
-        beside = f", and its photos in {Path(args.out).with_suffix('.csv')}" if args.out.endswith(".npy") else ""
-        print(f"{args.out}: a row for each photo{beside}")
+        beside = f", and its photos in {args.out.removesuffix('.npy')}.photos.csv" if args.out.endswith(".npy") else ""
+        print(f"{args.out}: a row for each photo{' that can be read' if problems else ''}{beside}")
     return 1 if problems else 0
 
 def _neighbours(args):
@@ -351,7 +350,8 @@ def _add_encoder(c):
     c.add_argument("--normalise", metavar="HOW",
                    help="how the encoder of another library expects images: imagenet (without it that), half, none, or six "
                         "numbers with commas, three means and three standard deviations, of images in [0, 1]")
-    c.add_argument("--part", metavar="NAME", help="which encoder of another library's file, if it holds several")
+    c.add_argument("--part", metavar="NAME",
+                   help="which encoder of another library's file, if it holds several; the names are printed")
 
 def _add_saliency(commands):
     c = _command(commands, "saliency", _saliency,
@@ -422,7 +422,8 @@ def _add_pretrain(commands):
                    help="resnet18, resnet34, resnet50, or timm/<name> (an extra: the package timm); without --settings "
                         "resnet18")
     c.add_argument("--from", dest="start", metavar="FILE",
-                   help="weights to start from, of dilo or of another library; without it they are random")
+                   help="weights to start from, a file of dilo or of another library, or the folder of a run; without it "
+                        "they are random")
     c.add_argument("--settings", metavar="FILE", help="a params.yaml, for everything else")
     c.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                    help="one setting by its name in params.yaml; may be repeated")
@@ -439,7 +440,7 @@ def _add_embed(commands):
     c.add_argument("photos", metavar="PHOTOS", help="folder of photos of any kind, read with its subfolders")
     c.add_argument("--weights", required=True, metavar="ENCODER", help="as in dilo evaluate")
     c.add_argument("--out", required=True, metavar="FILE",
-                   help=".npy, with a .csv of the photos beside it; .csv; or .parquet (an extra: the package pyarrow)")
+                   help=".npy, with a .photos.csv beside it; .csv; or .parquet (an extra: the package pyarrow)")
     c.add_argument("--pixels", action="store_true", help="the feature map of each photo, not its mean, in a .npy file")
     c.add_argument("--size", type=_number(int, 1, 4096), help="as in dilo evaluate")
     _add_encoder(c)

@@ -421,6 +421,8 @@ def _explain(error, section=None):
         near = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key} = {shown(error['input'])} is not a setting{hint} Allowed here: {', '.join(allowed)}"
+    if error["type"] == "string_pattern_mismatch" and loc[-1] == "backbone":
+        return f"{key} = {shown(error['input'])} is not allowed; allowed: resnet18, resnet34, resnet50, timm/<name>"
     if error["type"] == "missing":
         return f"{key} is missing"
     return f"{key} = {shown(error['input'])} is not allowed: {error['msg'][0].lower()}{error['msg'][1:]}"

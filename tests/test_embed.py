@@ -35,7 +35,7 @@ def test_a_row_for_each_photo(place):
     assert "rows.parquet: a row for each photo" in said
     rows, table = np.load(place / "whole.npy"), pd.read_parquet(place / "rows.parquet")
     assert rows.shape == (600, 64) and np.array_equal(table.drop(columns="photo").to_numpy(), rows)
-    assert list(table.photo) == list(pd.read_csv(place / "whole.csv").photo) and len(set(table.photo)) == 600
+    assert list(table.photo) == list(pd.read_csv(place / "whole.photos.csv").photo) and len(set(table.photo)) == 600
     again, _ = dilo("embed", "photos", "--weights", "e.safetensors", "--size", 32, "--out", "whole.npy", cwd=place)
     assert np.array_equal(np.load(place / "whole.npy"), rows), "its own file is replaced by the same"
 

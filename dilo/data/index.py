@@ -255,7 +255,8 @@ def find_photos(sources, leave_out=(), count=False):
             for number, line in _listed(source):
                 file = (source.parent / line).resolve()
                 if not file.is_file():
-                    raise FileNotFoundError(f"{source}, line {number}: there is no file {line}")
+                    told = f"{source}, line {number}: there is no file {line}"
+                    raise FileNotFoundError(f"{told} (paths in a list start from the folder of the list)")
                 found.setdefault(file, None)
             continue
         listing, folder = list_photos(source, leave_out), source.resolve()

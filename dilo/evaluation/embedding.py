@@ -117,15 +117,22 @@ def _fill(work, photos, names, encoder, size, pixels, jobs, state, progress):
 
 
 # %% ../../nbs/evaluation/07_embedding.ipynb #e3bed00a
+def _beside(out):
+    "The table of the photos beside an array: features.photos.csv beside features.npy."
+    return out.with_name(f"{out.stem}.photos.csv")
+
+
 def _is_ours(file):
     "Whether a file holds features that this wrote: its table begins with the photos."
-    beside = file.with_suffix(".csv")
     if file.suffix == ".parquet":
         import pyarrow.parquet
 
         return b"dilo" in (pyarrow.parquet.read_schema(file).metadata or {})
-    with open(beside if beside.is_file() else file, errors="replace") as f:
-        return f.readline().startswith("photo")
+    if file.suffix == ".npy" and not _beside(file).is_file():
+        return False
+    told = _beside(file) if file.suffix == ".npy" else file
+    with open(told, errors="replace") as f:
+        return f.readline().strip() == "photo" if told.name.endswith(".photos.csv") else f.readline().startswith("photo,f0")
 
 
 def _write(out, rows, names, kept):
@@ -166,7 +173,7 @@ def _write_array(out, work, rows, names, kept):
             fewer[start : start + 1024] = rows[kept[start : start + 1024]]
         fewer.flush()
     table = pd.DataFrame({"photo": [names[row] for row in kept]})
-    write_atomically(out.with_suffix(".csv"), lambda part: table.to_csv(part, index=False, errors="surrogateescape"))
+    write_atomically(_beside(out), lambda part: table.to_csv(part, index=False, errors="surrogateescape"))
     shutil.move(work / ("kept.npy" if len(kept) < len(rows) else "rows.npy"), out)
 
 
@@ -183,7 +190,9 @@ def _check(out, photos, weights, pixels):
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{out}: there is no folder {out.parent}; make it first")
     weights = weights if isinstance(weights, (str, Path)) else None
-    files = {out: _is_ours} | ({out.with_suffix(".csv"): _is_ours} if out.suffix == ".npy" else {})
+    if out.name.endswith(".photos.csv"):
+        raise ValueError(f"{out}: a name with that ending is of the table beside an array; give another")
+    files = {out: _is_ours} | ({_beside(out): _is_ours} if out.suffix == ".npy" else {})
     check_outputs(files | {out.with_suffix(".work"): "dilo embed"}, [photos, weights])
     return out
 
@@ -192,7 +201,7 @@ def embed_photos(photos, weights, out, *, size=None, pixels=False, jobs=-1, prog
     """Writes the features of every photo below a folder to `out`, a row a photo. Returns a line for each photo that cannot
     be read; those have no row.
 
-    out: .npy, float32 `(N, features)` and beside it a .csv of the photos; .csv or .parquet, columns photo, f0, f1, ...
+    out: .npy, float32 `(N, features)` and beside it .photos.csv, a line a row; .csv or .parquet, columns photo, f0, f1, ...
     weights, size, options: of `dilo.evaluation.read_encoder`. pixels: the feature map instead, `(N, features, h, w)`, in a
     .npy file. jobs: processes that decode, -1 for one a core.
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..files import check_outputs
 from ..page import is_page, paragraph, table, write_page
 from ..data import list_photos, square_photo, tell
+from ..training import is_own
 from .diagnosis import neighbours
 from .embedding import Photos, together
 from .localisation import activation_maps
@@ -166,12 +167,15 @@ def _rows_of(looks, nearest, names, asked, label):
 class _Seen:
     "What one encoder makes of the photos: its name on the page, features, neighbours, points and pictures."
 
-    def __init__(self, weights, size, photos, names, k, umap, jobs, progress, options):
+    def __init__(self, weights, size, options):
         self.label = Path(weights).name if isinstance(weights, (str, Path)) else type(weights).__name__
         self.label = Path(weights).resolve().name if self.label in ("", ".") else self.label
         encoder, self.size = read_encoder(weights, size, **options)
         self.device = fast_device()
         self.encoder = encoder.to(self.device).eval()
+
+    def look_at(self, photos, names, k, umap, jobs, progress):
+        "Makes features, neighbours and points of the photos."
         found = _features(self.encoder, photos, names, self.size, jobs, progress, self.device)
         self.features, self.kept, self.problems = found
         if len(self.kept) < k + 1:
@@ -185,9 +189,9 @@ def neighbours_page(
     """Writes a self-contained HTML page to `out`: for some photos of a folder the nearest others, with activation maps; a
     map of all; and how often neighbours are from the same folder. Returns a line for each photo that cannot be read.
 
-    weights, size, options: of `dilo.evaluation.read_encoder`. against: weights of a second encoder, side by side with the
-    first. shown: photos whose `k` nearest are shown. umap: the map by UMAP. Raises ValueError, FileNotFoundError,
-    ImportError or FileExistsError naming what cannot be used."""
+    weights, size, options: of `dilo.evaluation.read_encoder`; the options hold for files of other libraries. against:
+    weights of a second encoder, side by side with the first. shown: photos whose `k` nearest are shown. umap: the map by
+    UMAP. Raises ValueError, FileNotFoundError, ImportError or FileExistsError naming what cannot be used."""
     out = Path(out)
     given = [w for w in (weights, against) if isinstance(w, (str, Path))]
     check_outputs({out: is_page}, [photos, *given])
@@ -198,9 +202,12 @@ def neighbours_page(
     listing = list_photos(photos)
     tell(listing, photos, progress)
     names = [photo.as_posix() for photo in listing.photos]
-    sides = [_Seen(weights, size, photos, names, k, umap, jobs, progress, options)]
+    both = [weights] if against is None else [weights, against]
+    foreign = [w for w in both if not is_own(w)]  # the options say how to read files of other libraries
+    sides = [_Seen(w, size, options if w in foreign or not foreign else {"say": options.get("say", print)}) for w in both]
+    for side in sides:
+        side.look_at(photos, names, k, umap, jobs, progress)
     if against is not None:
-        sides.append(_Seen(against, size, photos, names, k, umap, jobs, progress, options))
         if sides[0].label == sides[1].label:
             for side, path in zip(sides, (weights, against)):
                 side.label = "/".join(Path(path).resolve().parts[-2:]) if isinstance(path, (str, Path)) else side.label

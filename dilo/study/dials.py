@@ -110,8 +110,9 @@ def dial_table(folder, measure="linear.mixed_rand", dials=DIALS):
         for value, profile in dial.points:
             found = {name: compare(Path(folder) / profile, *pair, measure) for name, pair in PAIRS.items()}
             row = {d.name: f"{value:g}" if d == dial else "" for d in dials}
-            seeds = max(f["seeds"] for f in found.values())
-            rows.append(row | {"seeds": str(seeds)} | {name: _told(f) for name, f in found.items()})
+            counts = sorted({f["seeds"] for f in found.values() if f["seeds"]}) or [0]
+            seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+            rows.append(row | {"seeds": seeds} | {name: _told(f) for name, f in found.items()})
     return pd.DataFrame(rows)
 
 # %% ../../nbs/study/04_dials.ipynb #47e426be
@@ -144,9 +145,9 @@ def dial_text(folder, dials=DIALS, measure="linear.mixed_rand"):
         whole = compare(Path(folder) / profile, *PAIRS["RBD - MoCo v2"], measure)
         if found["seeds"]:
             counted += 1
-            seeds = "one seed" if found["seeds"] == 1 else f"{found['seeds']} seeds"
-            gained = f", of a gain over MoCo v2 of {_told(whole)}" if whole["seeds"] else ""
-            parts.append(f"With {dial.name} {value:g}, the right map is worth {_told(found)} points{gained} ({seeds}).")
+            seeds, of_whole = ("one seed" if n == 1 else f"{n} seeds" for n in (found["seeds"], whole["seeds"]))
+            gained = f" The gain over MoCo v2 is {_told(whole)} ({of_whole})." if whole["seeds"] else ""
+            parts.append(f"With {dial.name} {value:g}, the right map is worth {_told(found)} points ({seeds}).{gained}")
     if parts:
         parts.append(
             "Behind ±: half of the 95 % t-interval over seeds, where there are two or more. In brackets: the 95 % interval "

@@ -104,7 +104,7 @@ def _check_sizes(encoder, name, sizes, step):
                     pass
             nearest = f"the nearest that do are {' and '.join(near)}" if near else "its sizes are its own"
             raise ValueError(
-                f"views of {size} px do not fit timm/{name} ({problem}); {nearest} (views.size, train.sizes)"
+                f"views of {size} px do not fit timm/{name} ({problem}); {nearest} (--size, views.size, train.sizes)"
             ) from problem
 
 

@@ -59,13 +59,13 @@ def _seen(encoder):
     return {name: [round(v, 3) for v in getattr(encoder, name).flatten().tolist()] for name in ("mean", "std")}
 
 
-_TIMM = """With timm, in the folder above `encoder/`, if that is this folder's name:
+_TIMM = """With timm, from the folder that holds this one, `{folder}/`:
 
 ```python
 import timm
 from torchvision.transforms.v2.functional import normalize
 
-model = timm.create_model("local-dir:encoder", pretrained=True).eval()
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
 normalised = normalize(images, mean={mean}, std={std})
 {look}
 ```"""
@@ -77,17 +77,18 @@ else:  # tokens, of which the first may stand for no patch
     features = tokens[:, model.num_prefix_tokens :].mean(1)"""
 
 # %% ../../nbs/training/10_handover.ipynb #69a38501
-def loading(encoder, backbone, width, stem):
+def loading(encoder, backbone, width, stem, folder="encoder"):
     """Markdown on how to load model.safetensors. Each Python block is complete except for `images` in [0, 1].
 
-    torchvision and timm load a ResNet of width 64 with the imagenet stem, and only dilo any other; timm loads its own."""
+    torchvision and timm load a ResNet of width 64 with the imagenet stem, and only dilo any other; timm loads its own.
+    folder: the name of the folder that holds it."""
     dilo = """```python
 from dilo.training import load_encoder
 
 features = load_encoder("model.safetensors")(images)
 ```"""
     if backbone.startswith("timm/"):
-        return f"""`images` are float `(B, 3, H, W)` in [0, 1]. {_TIMM.format(look=_POOLED, **_seen(encoder))}
+        return f"""`images` are float `(B, 3, H, W)` in [0, 1]. {_TIMM.format(look=_POOLED, folder=folder, **_seen(encoder))}
 
 With the Python package `dilo`, whose encoder normalises by itself:
 
@@ -97,7 +98,7 @@ With the Python package `dilo`, whose encoder normalises by itself:
 loads it. `images` are float `(B, 3, H, W)` in [0, 1]; they are normalised inside:
 
 {dilo}"""
-    seen = _seen(encoder)
+    seen = _seen(encoder) | dict(folder=folder)
     return f"""`images` are float `(B, 3, H, W)` in [0, 1]. With torchvision:
 
 ```python
@@ -191,12 +192,13 @@ def _card_head(encoder, about, settings):
     recipe, method, size = about["recipe"], settings["recipe.method"], settings["views.size"]
     tags = ["image-feature-extraction", "self-supervised-learning", "contrastive-learning", about["backbone"], method]
     paste = ", ".join(f"{k} `{settings[f'recipe.{k}']}`" for k in ("probability", "background", "on", "alpha", "blur"))
+    shape = f" (width {about['width']}, stem {about['stem']})" if about["backbone"].startswith("resnet") else ""
     front = io.StringIO()
     YAML().dump(dict(library_name="dilo", tags=tags), front)
     return [
         f"---\n{front.getvalue()}---\n{MARK}",
         f"# {recipe}, seed {about['seed']}",
-        f"A {about['backbone']} (width {about['width']}, stem {about['stem']}) that learned without class labels: "
+        f"A {about['backbone']}{shape} that learned without class labels: "
         f"images to {encoder.features} features.",
         f"- recipe: `{recipe}`\n"
         f"- method: `{method}`. {Settings.model_fields[method].annotation.__doc__}\n"
@@ -206,7 +208,7 @@ def _card_head(encoder, about, settings):
     ]
 
 # %% ../../nbs/training/10_handover.ipynb #7ca625ab
-def model_card(encoder, about, settings, loss=None, results=()):
+def model_card(encoder, about, settings, loss=None, results=(), folder="encoder"):
     """The README.md of an exported encoder, as Markdown with YAML front matter.
 
     about: the metadata of its file. settings: those of its run, a flat dictionary. loss: of the last epoch, or None.
@@ -218,7 +220,7 @@ def model_card(encoder, about, settings, loss=None, results=()):
     parts = [
         *_card_head(encoder, about, settings),
         "## Loading",
-        loading(encoder, about["backbone"], about["width"], about["stem"]),
+        loading(encoder, about["backbone"], about["width"], about["stem"], folder),
         "## Data",
         f"It learned from {settings['count']:,} images, in views of {size} x {size} px. The run knows them by checksum "
         "(sha256; of an array: its shape and at most 1,000 of its rows):",
@@ -320,7 +322,7 @@ def export_run(run, out, results=(), onnx=False):
     loss = None if told is None else told.loss.iloc[-1]
     tables = [scores(path, about["recipe"], about["seed"]) for path in results]
     try:
-        card, size = model_card(encoder, about, settings, loss, tables), settings["views.size"]
+        card, size = model_card(encoder, about, settings, loss, tables, out.resolve().name), settings["views.size"]
     except KeyError as e:
         raise ValueError(f"{run / 'settings.json'}: {e} is missing or unknown; dilo {__version__} reads its own") from e
     files = {"settings.json": (run / "settings.json").read_bytes()}

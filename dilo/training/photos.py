@@ -17,6 +17,7 @@ from ..saliency import saliency_maps
 from .checkpoints import OtherRun, differences
 from .feed import recipe_saliency
 from .loop import made_by, pretrain
+from .recipes import build_method
 from .optimisation import machine_precision
 
 # %% ../../nbs/training/09_photos.ipynb #93c6a129
@@ -108,7 +109,10 @@ def pretrain_photos(
     out = Path(out)
     given = [*([photos] if isinstance(photos, (str, Path)) else photos), file]
     check_outputs({out: "dilo pretrain"}, given)
-    photo_settings(len(find_photos(photos, [out])), recipe, changes, file)  # errors come before anything is written
+    # errors come before anything is written
+    settings = photo_settings(len(find_photos(photos, [out])), recipe, changes, file)
+    if settings.model.start is not None or settings.model.backbone.startswith("timm/"):
+        build_method(settings, recipe, 2, say=lambda line: None)
     with claimed(out, "dilo pretrain", given):
         return _pretrained(photos, out, recipe, seed, changes, file, jobs, progress, dry_run)
 
