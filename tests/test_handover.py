@@ -130,7 +130,7 @@ def test_card(tmp_path, narrow):
         "| BG-gap | 12.5 | 12.5 |",
     ):
         assert said in card, said
-    assert "torchvision.models" not in card and "timm" not in card and str(tmp_path) not in card
+    assert "torchvision.models" not in card and "import timm" not in card and str(tmp_path) not in card
 
 
 @pytest.mark.parametrize("kind, size", [("run", 64), ("narrow", 64)])
