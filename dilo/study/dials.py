@@ -126,8 +126,9 @@ def dial_figure(folder, dials=DIALS, places=PLACES):
             own = table[(table.dial == dial.name) & (table.measure == measure)]
             colours = dict(hue="maps", hue_order=list(MAPS), palette=palette, legend=False)
             shared = dict(data=own, x="value", y="points", ax=ax, **colours)
-            sns.lineplot(**shared, errorbar=None, lw=1.5)
-            sns.scatterplot(**shared, s=18)
+            if len(own):
+                sns.lineplot(**shared, errorbar=None, lw=1.5)
+                sns.scatterplot(**shared, s=18)
             ax.axhline(0, ls=":", c="grey", lw=1)
             values = [value for value, _ in dial.points]
             ax.set(xlabel=dial.name, ylabel=f"{measure.split('.')[1]}: points", xticks=values)
