@@ -85,7 +85,7 @@ def test_a_broken_photo_is_named_and_has_no_row(place, tmp_path):
 
 
 def test_the_map_by_umap_repeats():
-    from dilo.evaluation.neighbours import flattened
+    from dilo.evaluation.nearest import flattened
 
     generator = torch.Generator().manual_seed(0)
     features = torch.cat([torch.randn(30, 8, generator=generator) * 0.1 + shift for shift in torch.eye(8)[:2]])

@@ -1,11 +1,13 @@
 "The project itself: package and README are what the notebooks say, and the package needs its run-time dependencies alone."
 
 import ast
+import importlib
 import json
 import re
 import shlex
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 from conftest import ROOT
@@ -68,6 +70,16 @@ def test_notebook_form(path):
         assert len(tagged) == 1, "papermill would ignore the parameters"
         code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
         assert not re.search(r"^\s*(def|class|while|lambda)\b", code, re.M), "a stage holds no logic"
+
+
+def test_no_room_hides_a_name_of_its_face():
+    hidden = {}
+    for path in (ROOT / "dilo").rglob("__init__.py"):
+        face = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
+        for module in path.parent.glob("[!_]*.py"):
+            importlib.import_module(f"{face.__name__}.{module.stem}")
+        hidden[face.__name__] = [name for name in getattr(face, "__all__", []) if isinstance(getattr(face, name), ModuleType)]
+    assert hidden["dilo.evaluation"] == [] and not any(hidden.values()), hidden
 
 
 def prose(page):

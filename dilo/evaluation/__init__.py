@@ -21,7 +21,7 @@ from .splits import evaluate, paired_bootstrap, read_outcomes, read_right, write
 from .finetuning import PROTOCOLS, classify, fit_classifier, labelled_part, read_part
 from .photos import evaluate_challenge, evaluate_coco, evaluate_photos, read_encoder
 from .embedding import embed_photos
-from .neighbours import neighbours_page
+from .nearest import neighbours_page
 
 _all_ = [
     "PROTOCOLS", "LinearProbe", "MultiLabelProbe", "activation_maps", "average_precision", "box_masks",
