@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((ROOT / "nbs").rglob("[!.]*.ipynb"))
 NOTEBOOKS = [n for n in NOTEBOOKS if ".ipynb_checkpoints" not in n.parts]
 GUIDES = [n for n in NOTEBOOKS if n.parent.name == "guides"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *GUIDES]
-WINGS = ["files", "page", "config", "data", "saliency", "augmentation", "training", "evaluation", "study", "cli"]
+WINGS = ["files", "page", "config", "data", "saliency", "augmentation", "training", "evaluation", "transfer", "study", "cli"]
 MODULES = sorted(p for p in (ROOT / "dilo").rglob("*.py") if p.name != "_modidx.py")
 LIBRARY = [n for n in NOTEBOOKS if n.relative_to(ROOT / "nbs").parts[0] in WINGS or n.parent.name == "nbs"]
 

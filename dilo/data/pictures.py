@@ -260,10 +260,11 @@ def to_rgb(image):
     return ImageCms.applyTransform(image, transform) if transform else image.convert("RGB")
 
 # %% ../../nbs/data/01_pictures.ipynb #30105ae2
-def decode_photo(data, file, shorter=None):
+def decode_photo(data, file, shorter=None, upright=True):
     """Pillow image of mode RGB, upright, of a file's bytes, and the photo's own (height, width).
 
     Of an animation it is the first frame. shorter: a JPEG may be decoded smaller, with its shorter side at least twice that.
+    upright: turned as its EXIF note says; without it the photo is as it is stored, as annotations count its pixels.
     Raises ValueError naming a file that is broken, no photo, a picture that dilo wrote, or larger than `megapixels()`."""
     allowed = megapixels()
     try:
@@ -283,9 +284,10 @@ def decode_photo(data, file, shorter=None):
         by = by.decode(errors="replace") if isinstance(by, bytes) else str(by)
         if by.startswith("dilo "):
             raise ValueError(f"`{by}` wrote it; it is no photo, keep it in another folder")
-        if image.getexif().get(0x0112, 1) >= 5:  # on its side
+        if upright and image.getexif().get(0x0112, 1) >= 5:  # on its side
             width, height = height, width
-        return to_rgb(ImageOps.exif_transpose(_deep_colours(data, image))), (height, width)
+        image = _deep_colours(data, image)
+        return to_rgb(ImageOps.exif_transpose(image) if upright else image), (height, width)
     except UnidentifiedImageError:
         raise ValueError(f"{file}: cannot be read as a photo (its format is not known)") from None
     except Exception as error:  # Pillow's readers raise errors of many kinds on broken files
