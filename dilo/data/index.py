@@ -82,7 +82,7 @@ def _write_scenes(part, scenes, size, dials, seed, progress, digest):
     "Writes the unlabelled scenes below `part`, and their objects to objects.csv. Returns their rows of the index."
     rows, objects = [], []
     for i in _progress(range(scenes), scenes, "drawing scenes", progress and scenes > 0):
-        image, mask, labels, families, boxes = _draw_scene(i, size, dials, seed)
+        image, mask, labels, families, boxes, _ = _draw_scene(i, size, dials, seed)
         digest.update(image.tobytes() + mask.tobytes())
         path = f"scenes/{i:06d}.bmp"
         sha = _write_bmp(image, part / path)

@@ -4,34 +4,37 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'NORMALISATIONS', 'OWN_NAMES', 'Adapted', 'Encoder', 'Interrupted', 'NonFiniteLoss', 'OtherRun', 'Run',
-           'build_encoder', 'build_method', 'column_mlp', 'differences', 'distance', 'encoder_checksum',
+           'StopRequest', 'build_encoder', 'build_method', 'column_mlp', 'differences', 'distance', 'encoder_checksum',
            'epoch_batches', 'export_run', 'export_saliency_net', 'find_encoder', 'info_nce', 'is_own', 'launch',
-           'learning_rate', 'load_encoder', 'load_resnet', 'made_on', 'momentum_copy', 'photo_settings', 'pretrain',
-           'pretrain_photos', 'recipe_saliency', 'save_encoder', 'spread', 'start_from', 'update_momentum',
+           'learning_rate', 'load_encoder', 'load_resnet', 'machine_precision', 'made_on', 'momentum_copy',
+           'photo_settings', 'pretrain', 'pretrain_photos', 'random_like', 'recipe_saliency', 'resume',
+           'save_checkpoint', 'save_encoder', 'share_of', 'spread', 'start_from', 'synchronise', 'update_momentum',
            'view_recipe', 'weights_file']
 
 # %% ../../nbs/training/00_training.ipynb #2ffd968c
 # fmt: off
-from .models import Encoder, column_mlp, momentum_copy, update_momentum
-from .optimisation import epoch_batches, learning_rate
-from .checkpoints import OtherRun, differences, load_encoder, save_encoder
-from .backbones import Adapted, build_encoder
+from .models import Encoder, column_mlp, momentum_copy, synchronise, update_momentum
+from .optimisation import epoch_batches, learning_rate, machine_precision, share_of
+from .checkpoints import OtherRun, differences, load_encoder, resume, save_checkpoint, save_encoder
+from .backbones import Adapted, build_encoder, random_like
 from dilo.training.weights import (
     NORMALISATIONS, OWN_NAMES, encoder_checksum, find_encoder, is_own, load_resnet, start_from, weights_file,
 )
 from .feed import recipe_saliency
 from .recipes import METHODS, build_method, made_on, view_recipe
-from .loop import Interrupted, NonFiniteLoss, Run, launch, pretrain
+from .loop import Interrupted, NonFiniteLoss, Run, StopRequest, launch, pretrain
 from .photos import photo_settings, pretrain_photos
 from .handover import export_run, export_saliency_net
 from .methods.moco import info_nce, spread
 from .methods.byol import distance
 
 _all_ = [
-    "METHODS", "NORMALISATIONS", "OWN_NAMES", "Adapted", "Encoder", "Interrupted", "NonFiniteLoss", "OtherRun", "Run",
-    "build_encoder", "build_method", "column_mlp", "differences", "distance", "encoder_checksum", "epoch_batches",
-    "export_run", "export_saliency_net", "find_encoder", "info_nce", "is_own", "launch", "learning_rate",
-    "load_encoder", "load_resnet", "made_on", "momentum_copy", "photo_settings", "pretrain", "pretrain_photos",
-    "recipe_saliency", "save_encoder", "spread", "start_from", "update_momentum", "view_recipe", "weights_file",
+    "METHODS", "NORMALISATIONS", "OWN_NAMES", "Adapted", "Encoder", "Interrupted", "NonFiniteLoss", "OtherRun",
+    "Run", "StopRequest", "build_encoder", "build_method", "column_mlp", "differences", "distance",
+    "encoder_checksum", "epoch_batches", "export_run", "export_saliency_net", "find_encoder", "info_nce", "is_own",
+    "launch", "learning_rate", "load_encoder", "load_resnet", "machine_precision", "made_on", "momentum_copy",
+    "photo_settings", "pretrain", "pretrain_photos", "random_like", "recipe_saliency", "resume", "save_checkpoint",
+    "save_encoder", "share_of", "spread", "start_from", "synchronise", "update_momentum", "view_recipe",
+    "weights_file",
 ]
 # fmt: on

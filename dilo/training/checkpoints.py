@@ -104,14 +104,14 @@ def differences(then, now):
     return [f"{k}: {then.get(k, 'nothing')} -> {now.get(k, 'nothing')}" for k in keys if then.get(k) != now.get(k)]
 
 
-def resume(folder, made, say=print):
+def resume(folder, made, say=print, finished="encoder.safetensors"):
     """The checkpoint to resume from, or None to start from scratch.
 
-    It is None if there is no checkpoint. It is also None if the run is finished (its encoder is written): then the call
-    asks for a new run. made: what makes this run, a flat dictionary. Raises `OtherRun` listing the differences if the
+    It is None if there is no checkpoint. It is also None if the run is finished (the file `finished` is written): then the
+    call asks for a new run. made: what makes this run, a flat dictionary. Raises `OtherRun` listing the differences if the
     unfinished run in the folder was made otherwise, ValueError if its checkpoints are broken."""
     folder = Path(folder)
-    if (folder / "encoder.safetensors").exists():
+    if (folder / finished).exists():
         return None
     state = newest_checkpoint(folder, say)
     if state is None:

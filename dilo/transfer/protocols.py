@@ -6,11 +6,11 @@
 __all__ = ['DETECTION', 'SEGMENTATION', 'CLASSIFICATION', 'ATTRIBUTES', 'LANDMARKS', 'PROTOCOLS', 'REPORTED', 'Schedule',
            'Detect', 'Segment', 'Classify', 'Landmarks', 'protocol_of']
 
-# %% ../../nbs/transfer/06_protocols.ipynb #245179e8
+# %% ../../nbs/transfer/06_protocols.ipynb #87ca1ace
 import math
 from dataclasses import dataclass, replace
 
-# %% ../../nbs/transfer/06_protocols.ipynb #a32f80e9
+# %% ../../nbs/transfer/06_protocols.ipynb #642f5049
 @dataclass(frozen=True)
 class Schedule:
     """How weights are learned. Raises ValueError for values out of range.
@@ -62,15 +62,15 @@ class Schedule:
         fall = (1 - done) ** 0.9 if self.law == "poly" else 0.5 * (1 + math.cos(math.pi * done))
         return self.floor + (self.lr - self.floor) * fall
 
-# %% ../../nbs/transfer/06_protocols.ipynb #e189e843
+# %% ../../nbs/transfer/06_protocols.ipynb #274d573f
 @dataclass(frozen=True)
 class Detect:
     """Faster R-CNN, or Mask R-CNN with `masks`.
 
-    model: `c4` (stem to layer3, the detector's box head is layer4) or `fpn`. sizes: of the short side in training, one of
-    them drawn; longest: of the long side; test_size. proposals: kept before and after suppression in training, then in
-    testing. rois: sampled for a photo. detections: kept for a photo. box_head: `convs` (four 3x3 convolutions and a layer),
-    `layers` (two layers), or the width of a head of one small layer. anchors: sides in px, one for each level, or all of
+    model: `c4` (stem to layer3, the detector's box head is layer4) or `fpn`. sizes: of the short side, one of them drawn
+    in training, the last of them in testing; longest: of the long side. proposals: kept before and after suppression in
+    training, then in testing. rois: sampled for a photo. detections: kept for a photo. box_head: `convs` (four 3x3
+    convolutions and a layer), `layers` (two layers), or the width of a head of two small layers. anchors: sides in px, one for each level, or all of
     them for C4. precise: batches from which BatchNorm's statistics are estimated anew before testing. metric: `voc` or
     `coco`. empty: whether photos without objects are trained on."""
 
@@ -79,7 +79,6 @@ class Detect:
     masks: bool
     sizes: tuple
     longest: int
-    test_size: int
     proposals: tuple
     rois: int
     detections: int
@@ -111,7 +110,7 @@ class Segment:
     published: str = "ours"
     ours: str = ""
 
-
+# %% ../../nbs/transfer/06_protocols.ipynb #9f71bb87
 @dataclass(frozen=True)
 class Classify:
     """A linear layer. frozen: the encoder is, and its features are computed once, without crops; the layer is then the
@@ -147,7 +146,8 @@ class Landmarks:
     published: str = "ours"
     ours: str = ""
 
-# %% ../../nbs/transfer/06_protocols.ipynb #012001e6
+# %% ../../nbs/transfer/06_protocols.ipynb #d8b6ec35
+# fmt: off
 _TORCHVISION = "torchvision's parts in place of detectron2's (RoIAlign half a pixel off, smooth L1 of boxes, padding to 32)"
 _VOC_SIZES, _COCO_SIZES = tuple(range(480, 801, 32)), tuple(range(640, 801, 32))
 _CONVS = "box and mask heads of four convolutions with BatchNorm, as in LEWEL, ORL and DenseCL; MoCo's has two layers"
@@ -164,14 +164,14 @@ def _coco(head, steps):
         own = dict(model="fpn", proposals=(2000, 1000, 1000, 1000), box_head="convs", anchors=(32, 64, 128, 256, 512),
                    published="LEWEL, ORL, DenseCL: R50-FPN on COCO")
     said = _TORCHVISION + (f"; {_CONVS}" if head == "fpn" else "")
-    return Detect(schedule, masks=True, sizes=_COCO_SIZES, longest=1333, test_size=800, rois=512, detections=100,
+    return Detect(schedule, masks=True, sizes=_COCO_SIZES, longest=1333, rois=512, detections=100,
                   precise=200, metric="coco", ours=said, **own)
 
 
 DETECTION = {
     "voc_c4": Detect(
         Schedule(0.02, 16, steps=24_000, drops=(18 / 24, 22 / 24), warmup=100 / 24_000, norm_decay=False, norm="sync"),
-        model="c4", masks=False, sizes=_VOC_SIZES, longest=1333, test_size=800, proposals=(12_000, 2000, 6000, 1000),
+        model="c4", masks=False, sizes=_VOC_SIZES, longest=1333, proposals=(12_000, 2000, 6000, 1000),
         rois=512, detections=100, box_head="layers", anchors=(32, 64, 128, 256, 512), precise=200, metric="voc",
         published="MoCo: R50-C4 on VOC trainval07+12, test07", ours=_TORCHVISION),
     "coco_c4_1x": _coco("c4", 90_000),
@@ -191,7 +191,8 @@ SEGMENTATION = {
         published="DenseCL, mmselfsup, LEWEL: FCN of stride 8 on VOC train_aug2012, val2012"),
 }
 
-# %% ../../nbs/transfer/06_protocols.ipynb #562f452d
+# %% ../../nbs/transfer/06_protocols.ipynb #ec44282c
+# fmt: off
 CLASSIFICATION = {
     "finegrained": Classify(
         Schedule(0.001, 16, epochs=200, law="cosine", weight_decay=5e-4), size=224, resize=256, area=(0.5, 1.0),
@@ -219,14 +220,15 @@ LANDMARKS = {
              "encoder is not stated"),
 }
 
-# %% ../../nbs/transfer/06_protocols.ipynb #f9c7e063
+# %% ../../nbs/transfer/06_protocols.ipynb #d735355f
+# fmt: off
 DETECTION["small"] = Detect(
     Schedule(0.02, 8, epochs=8, law="cosine", warmup=0.05, norm_decay=False), model="fpn", masks=False, sizes=(96,),
-    longest=192, test_size=96, proposals=(200, 64, 100, 48), rois=32, detections=20, box_head=128,
+    longest=192, proposals=(200, 64, 100, 48), rois=32, detections=20, box_head=128,
     anchors=(12, 24, 48, 96, 128), precise=0, metric="coco")
 DETECTION["small_masks"] = replace(DETECTION["small"], masks=True)
 DETECTION["small_photos"] = replace(
-    DETECTION["small"], sizes=(192, 224, 256), longest=384, test_size=224, proposals=(400, 128, 200, 64), rois=64,
+    DETECTION["small"], sizes=(192, 256, 224), longest=384, proposals=(400, 128, 200, 64), rois=64,
     anchors=(16, 32, 64, 128, 256))
 SEGMENTATION["small"] = Segment(
     Schedule(0.02, 16, epochs=12, law="poly", floor=1e-4, weight_decay=5e-4), stride=16, channels=64, dilation=1,
@@ -253,7 +255,7 @@ def protocol_of(task, name):
         raise ValueError(f"protocol = {name!r} is not allowed for {task}; allowed: {', '.join(PROTOCOLS[task])}")
     return PROTOCOLS[task][name]
 
-# %% ../../nbs/transfer/06_protocols.ipynb #5ff7c7eb
+# %% ../../nbs/transfer/06_protocols.ipynb #06ad5d73
 # protocol: rows of (encoder, numbers by the name of the score); RAF-DB and the like by the data set's name
 REPORTED = {
     "voc_c4": [

@@ -37,7 +37,7 @@ def settle(problems, skip=False, say=print):
         raise ValueError(f"the data set has {count}:\n  {shown}\nmend them, or go on without (--skip-broken)")
     say(f"left out for {count}:\n  {shown}")
 
-# %% ../../nbs/transfer/01_sets.ipynb #2b7af34c
+# %% ../../nbs/transfer/01_sets.ipynb #77178405
 @dataclass
 class BoxSet:
     "Photos with the boxes of objects and, where the layout has them, the objects' masks."
@@ -49,10 +49,14 @@ class BoxSet:
     labels: list  # int64 (M,) for each photo, from 1; 0 is the background
     difficult: list  # bool (M,): trained on, and not scored
     crowd: list  # bool (M,): a box of many objects, neither trained on nor counted
-    masks: list | None  # for each photo a list of M masks, each a run-length code of COCO; None where there are no masks
+    masks: (
+        list | None
+    )  # for each photo a list of M masks, each a run-length code of COCO; None where there are no masks
     classes: list  # names; class number c has the name classes[c - 1]
     numbers: list  # of the classes as the data set writes them, in the order of `classes`
-    sizes: np.ndarray = field(default=None)  # int64 (N, 2), width and height of each photo, as `check_photos` finds them
+    sizes: np.ndarray = field(
+        default=None
+    )  # int64 (N, 2), width and height of each photo, as `check_photos` finds them
 
 
 @dataclass
@@ -82,7 +86,7 @@ class LabelSet:
     crops: np.ndarray | None = None  # float32 (N, 4), the part of each photo that is seen; None for all of it
     sizes: np.ndarray = field(default=None)
 
-
+# %% ../../nbs/transfer/01_sets.ipynb #46453f35
 @dataclass
 class AttributeSet:
     "Photos with answers to yes-or-no questions."
@@ -144,7 +148,7 @@ def stored_levels(path):
         said = str(error) if known else f"cannot be read as an image ({error or type(error).__name__})"
         raise ValueError(f"{path}: {said}") from error
 
-# %% ../../nbs/transfer/01_sets.ipynb #16ff4705
+# %% ../../nbs/transfer/01_sets.ipynb #f57874e3
 def _size_of(path):
     "Width and height of a photo, decoded to the end, or what is wrong with it."
     try:
@@ -183,10 +187,12 @@ def _outside(one, row, size):
     if crops is not None and not isinstance(one, PointSet):
         x0, y0, x1, y1 = crops[row]
         if min(x0, y0) < -1 or x1 > width + 1 or y1 > height + 1:
-            return f"{one.paths[row]}: is {width} x {height} px, and the part to be seen is {x0:g}, {y0:g}, {x1:g}, {y1:g}"
+            return (
+                f"{one.paths[row]}: is {width} x {height} px, and the part to be seen is {x0:g}, {y0:g}, {x1:g}, {y1:g}"
+            )
     return None
 
-
+# %% ../../nbs/transfer/01_sets.ipynb #d5806b50
 def check_photos(one, problems, threads=None):
     """The set without the photos that are missing or broken or contradict what is said of them, and with `sizes`.
 
