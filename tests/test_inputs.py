@@ -157,6 +157,8 @@ def test_what_has_no_effect_or_cannot_be_is_refused(tmp_path, photos, labelled, 
 
 def test_an_end_that_nobody_asked_for_is_told_as_it_is(tmp_path, photos, labelled, capsys, monkeypatch):
     "Too little memory, or Ctrl-C: one line, and it promises only what holds."
+    about = dict(backbone="resnet18", width=8, stem="small", recipe="moco", seed=0)
+    save_encoder(Encoder("resnet18", 8, "small"), tmp_path / "encoder.safetensors", **about)
     command = ["evaluate", str(tmp_path), str(labelled)], ["saliency", str(photos), "--out", str(tmp_path / "m")]
 
     def stopped(error):

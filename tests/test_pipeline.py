@@ -166,7 +166,7 @@ def test_a_killed_run_ends_with_the_same_encoder(smoke):
     def encoder():
         return hashlib.sha256((smoke.folder / "runs/dilo-0/encoder.safetensors").read_bytes()).hexdigest()
 
-    smoke.edit("params.yaml", "epochs: 2\n", "epochs: 6\n")
+    smoke.edit("params.yaml", "  epochs: 2 ", "  epochs: 6 ")
     run, stage = smoke.folder / "runs/dilo-0", "pretrain@dilo-0"
     process = subprocess.Popen(
         ["dvc", "repro", stage],
@@ -191,7 +191,7 @@ def test_a_killed_run_ends_with_the_same_encoder(smoke):
     resumed = encoder()
     assert "going on after" not in smoke.run("dvc", "repro", "--force", "--single-item", stage)
     assert encoder() == resumed
-    smoke.edit("params.yaml", "epochs: 6\n", "epochs: 2\n")
+    smoke.edit("params.yaml", "  epochs: 6 ", "  epochs: 2 ")
     smoke.run("dvc", "repro")
 
 

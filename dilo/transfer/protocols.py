@@ -6,11 +6,11 @@
 __all__ = ['DETECTION', 'SEGMENTATION', 'CLASSIFICATION', 'ATTRIBUTES', 'LANDMARKS', 'PROTOCOLS', 'REPORTED', 'Schedule',
            'Detect', 'Segment', 'Classify', 'Landmarks', 'protocol_of']
 
-# %% ../../nbs/transfer/06_protocols.ipynb #87ca1ace
+# %% ../../nbs/transfer/06_protocols.ipynb #afbd3ff7
 import math
 from dataclasses import dataclass, replace
 
-# %% ../../nbs/transfer/06_protocols.ipynb #642f5049
+# %% ../../nbs/transfer/06_protocols.ipynb #090f01eb
 @dataclass(frozen=True)
 class Schedule:
     """How weights are learned. Raises ValueError for values out of range.
@@ -62,17 +62,18 @@ class Schedule:
         fall = (1 - done) ** 0.9 if self.law == "poly" else 0.5 * (1 + math.cos(math.pi * done))
         return self.floor + (self.lr - self.floor) * fall
 
-# %% ../../nbs/transfer/06_protocols.ipynb #274d573f
+# %% ../../nbs/transfer/06_protocols.ipynb #099c0d8c
 @dataclass(frozen=True)
 class Detect:
     """Faster R-CNN, or Mask R-CNN with `masks`.
 
-    model: `c4` (stem to layer3, the detector's box head is layer4) or `fpn`. sizes: of the short side, one of them drawn
-    in training, the last of them in testing; longest: of the long side. proposals: kept before and after suppression in
-    training, then in testing. rois: sampled for a photo. detections: kept for a photo. box_head: `convs` (four 3x3
-    convolutions and a layer), `layers` (two layers), or the width of a head of two small layers. anchors: sides in px, one for each level, or all of
-    them for C4. precise: batches from which BatchNorm's statistics are estimated anew before testing. metric: `voc` or
-    `coco`. empty: whether photos without objects are trained on."""
+    model: `c4` (stem to layer3, the detector's box head is layer4) or `fpn`. sizes: of the short side, one of them
+    drawn in training, the last of them in testing; longest: of the long side. proposals: kept before and after
+    suppression in training, then in testing. rois: sampled for a photo. detections: kept for a photo. box_head:
+    `convs` (four 3x3 convolutions and a layer), `layers` (two layers), or the width of a head of two small layers.
+    anchors: sides in px, one for each level, or all of them for C4. precise: batches from which BatchNorm's
+    statistics are estimated anew before testing. metric: `voc` or `coco`. empty: whether photos without objects are
+    trained on."""
 
     schedule: Schedule
     model: str
@@ -110,7 +111,7 @@ class Segment:
     published: str = "ours"
     ours: str = ""
 
-# %% ../../nbs/transfer/06_protocols.ipynb #9f71bb87
+# %% ../../nbs/transfer/06_protocols.ipynb #2459b973
 @dataclass(frozen=True)
 class Classify:
     """A linear layer. frozen: the encoder is, and its features are computed once, without crops; the layer is then the
@@ -146,7 +147,7 @@ class Landmarks:
     published: str = "ours"
     ours: str = ""
 
-# %% ../../nbs/transfer/06_protocols.ipynb #d8b6ec35
+# %% ../../nbs/transfer/06_protocols.ipynb #428b4b4e
 # fmt: off
 _TORCHVISION = "torchvision's parts in place of detectron2's (RoIAlign half a pixel off, smooth L1 of boxes, padding to 32)"
 _VOC_SIZES, _COCO_SIZES = tuple(range(480, 801, 32)), tuple(range(640, 801, 32))
@@ -191,7 +192,7 @@ SEGMENTATION = {
         published="DenseCL, mmselfsup, LEWEL: FCN of stride 8 on VOC train_aug2012, val2012"),
 }
 
-# %% ../../nbs/transfer/06_protocols.ipynb #ec44282c
+# %% ../../nbs/transfer/06_protocols.ipynb #6ac8b5c2
 # fmt: off
 CLASSIFICATION = {
     "finegrained": Classify(
@@ -220,7 +221,7 @@ LANDMARKS = {
              "encoder is not stated"),
 }
 
-# %% ../../nbs/transfer/06_protocols.ipynb #d735355f
+# %% ../../nbs/transfer/06_protocols.ipynb #f686f9b8
 # fmt: off
 DETECTION["small"] = Detect(
     Schedule(0.02, 8, epochs=8, law="cosine", warmup=0.05, norm_decay=False), model="fpn", masks=False, sizes=(96,),
@@ -255,7 +256,7 @@ def protocol_of(task, name):
         raise ValueError(f"protocol = {name!r} is not allowed for {task}; allowed: {', '.join(PROTOCOLS[task])}")
     return PROTOCOLS[task][name]
 
-# %% ../../nbs/transfer/06_protocols.ipynb #06ad5d73
+# %% ../../nbs/transfer/06_protocols.ipynb #e1c93a05
 # protocol: rows of (encoder, numbers by the name of the score); RAF-DB and the like by the data set's name
 REPORTED = {
     "voc_c4": [
