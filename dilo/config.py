@@ -6,9 +6,9 @@
 __all__ = ['Probability', 'Name', 'LAYOUTS', 'SALIENCY', 'VIEWS', 'METHODS', 'EVALUATIONS', 'Map', 'Temperature', 'Dim', 'Maps',
            'RECIPES', 'Section', 'Registry', 'World', 'Data', 'Learned', 'Saliency', 'Recipe', 'Views', 'Model',
            'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Scene', 'Size', 'Train',
-           'Knn', 'Linear', 'Evaluate', 'Study', 'Options', 'Settings', 'SettingsError', 'shown', 'parse_settings',
-           'merge', 'parse_changes', 'read_profile', 'load_settings', 'project_root', 'write_profile', 'write_outcomes',
-           'main']
+           'Knn', 'Linear', 'Evaluate', 'Transfer', 'Study', 'Options', 'Settings', 'SettingsError', 'shown',
+           'parse_settings', 'merge', 'parse_changes', 'read_profile', 'load_settings', 'project_root', 'write_profile',
+           'write_outcomes', 'main']
 
 # %% ../nbs/00_config.ipynb #c9a9b2b1
 import argparse
@@ -330,6 +330,17 @@ class Evaluate(Section):
     linear: Linear = Linear()
 
 
+class Transfer(Section):
+    "Other tasks that the encoders of the study, and random ones, are put to; all on the embedded world."
+
+    tasks: list[Literal["detect", "segment", "classify", "attributes", "landmarks"]] = Field(
+        [], description="none: this part of the study is left out"
+    )
+    train: int = Field(1000, ge=10, description="images of each task to learn from")
+    val: int = Field(500, ge=10, description="images to test on")
+    epochs: int | None = Field(None, ge=1, description="in place of those of the protocol")
+
+
 class Study(Section):
     "Which recipes the pipeline compares, each with every seed."
 
@@ -361,6 +372,7 @@ class Settings(Section):
     scene: Scene = Scene()
     train: Train
     evaluate: Evaluate = Evaluate()
+    transfer: Transfer = Transfer()
     recipes: dict[Name, Recipe] = Field(min_length=1)
     study: Study
 
@@ -541,6 +553,12 @@ def _of_study(s):
         if name not in s.recipes:
             yield f"study.recipes has {name!r}: not a recipe. Allowed here: {', '.join(s.recipes)}"
     lists = {"study.recipes": s.study.recipes, "study.seeds": s.study.seeds, "saliency.methods": s.saliency.methods}
+    lists["transfer.tasks"] = s.transfer.tasks
+    if s.transfer.tasks and (s.data.source != "world" or s.model.backbone.startswith("timm/")):
+        yield (
+            f"transfer.tasks = {s.transfer.tasks} is not allowed: the tasks are of the embedded world and need a ResNet "
+            "(data.source = 'world', model.backbone = 'resnet18'); for photos there is `dilo transfer`"
+        )
     for key, values in lists.items():
         if len(set(values)) < len(values):
             yield f"{key} = {values} is not allowed: each may stand there once"

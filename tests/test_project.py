@@ -78,7 +78,8 @@ def test_no_room_hides_a_name_of_its_face():
         face = importlib.import_module(".".join(path.parent.relative_to(ROOT).parts))
         for module in path.parent.glob("[!_]*.py"):
             importlib.import_module(f"{face.__name__}.{module.stem}")
-        hidden[face.__name__] = [name for name in getattr(face, "__all__", []) if isinstance(getattr(face, name), ModuleType)]
+        names = getattr(face, "__all__", [])
+        hidden[face.__name__] = [name for name in names if isinstance(getattr(face, name), ModuleType)]
     assert hidden["dilo.evaluation"] == [] and not any(hidden.values()), hidden
 
 

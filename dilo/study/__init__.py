@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ABLATIONS', 'DIALS', 'Dial', 'ablation_figure', 'ablation_table', 'accuracy_by_split', 'accuracy_table', 'by_images',
            'code_commit', 'compare', 'dial_figure', 'dial_table', 'dial_text', 'differences', 'error_gallery',
-           'gallery', 'gather', 'gather_finished', 'heat', 'images_figure', 'interval', 'learning_curves',
-           'length_figure', 'localisation_table', 'long_enough', 'mark_otherwise', 'markdown_table', 'missing_runs',
-           'neighbours_table', 'read_ablation', 'read_dials', 'read_histories', 'read_lengths', 'read_results',
-           'read_runs', 'search_table', 'study_page', 'summarise', 'verify_project', 'write_image_values']
+           'gallery', 'gather', 'gather_finished', 'gather_transfer', 'heat', 'images_figure', 'interval',
+           'learning_curves', 'length_figure', 'localisation_table', 'long_enough', 'mark_otherwise', 'markdown_table',
+           'missing_runs', 'neighbours_table', 'read_ablation', 'read_dials', 'read_histories', 'read_lengths',
+           'read_results', 'read_runs', 'read_transfer', 'run_transfer', 'search_table', 'study_page', 'summarise',
+           'transfer_figure', 'transfer_section', 'transfer_summary', 'verify_project', 'write_image_values']
 
 # %% ../../nbs/study/00_study.ipynb #7c31693a
 # fmt: off
@@ -20,6 +21,9 @@ from .ablations import ABLATIONS, ablation_figure, ablation_table, read_ablation
 from .dials import DIALS, Dial, compare, dial_figure, dial_table, dial_text, read_dials
 from .lengths import length_figure, long_enough, read_lengths, search_table
 from .images import by_images, images_figure, write_image_values
+from dilo.study.transfer import (
+    gather_transfer, read_transfer, run_transfer, transfer_figure, transfer_section, transfer_summary,
+)
 from .verify import verify_project
 from .tables import accuracy_table, differences, localisation_table, neighbours_table
 from .report import mark_otherwise, study_page
@@ -27,9 +31,10 @@ from .report import mark_otherwise, study_page
 _all_ = [
     "ABLATIONS", "DIALS", "Dial", "ablation_figure", "ablation_table", "accuracy_by_split", "accuracy_table", "by_images",
     "code_commit", "compare", "dial_figure", "dial_table", "dial_text", "differences", "error_gallery", "gallery",
-    "gather", "gather_finished", "heat", "images_figure", "interval", "learning_curves", "length_figure",
+    "gather", "gather_finished", "gather_transfer", "heat", "images_figure", "interval", "learning_curves", "length_figure",
     "localisation_table", "long_enough", "mark_otherwise", "markdown_table", "missing_runs", "neighbours_table",
-    "read_ablation", "read_dials", "read_histories", "read_lengths", "read_results", "read_runs", "search_table",
-    "study_page", "summarise", "verify_project", "write_image_values",
+    "read_ablation", "read_dials", "read_histories", "read_lengths", "read_results", "read_runs", "read_transfer",
+    "run_transfer", "search_table", "study_page", "summarise", "transfer_figure", "transfer_section", "transfer_summary",
+    "verify_project", "write_image_values",
 ]
 # fmt: on

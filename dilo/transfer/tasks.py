@@ -6,7 +6,7 @@
 __all__ = ['DETECT', 'SEGMENT', 'CLASSIFY', 'ATTRIBUTES', 'LANDMARKS', 'TASKS', 'Task', 'decode_masks', 'overlaps', 'segmented',
            'seen_whole']
 
-# %% ../../nbs/transfer/08_tasks.ipynb #14fc205b
+# %% ../../nbs/transfer/08_tasks.ipynb #08cea152
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from dilo.transfer.scores import (
 )  # fmt: skip
 from .sets import stored_photo
 
-# %% ../../nbs/transfer/08_tasks.ipynb #330792e6
+# %% ../../nbs/transfer/08_tasks.ipynb #b62ba2a5
 @dataclass(frozen=True)
 class Task:
     """A task of transfer.
@@ -66,7 +66,7 @@ def _between(low, high):
     "A number between two, by torch's generator."
     return low + (high - low) * float(torch.rand(()))
 
-# %% ../../nbs/transfer/08_tasks.ipynb #2b7d2462
+# %% ../../nbs/transfer/08_tasks.ipynb #44e064d4
 def decode_masks(codes, size):
     "Masks uint8 `(M, H, W)` of 0 and 1 from run-length codes; size: (H, W). ImportError without faster-coco-eval."
     if not codes:
@@ -105,7 +105,7 @@ def _detect_loss(network, examples, protocol):
     targets = [{key: value.to(device) for key, value in one["target"].items()} for one in examples]
     return sum(network([one["image"].to(device) for one in examples], targets).values())
 
-# %% ../../nbs/transfer/08_tasks.ipynb #cf3d1e2c
+# %% ../../nbs/transfer/08_tasks.ipynb #a192a20a
 def _detected(network, image):
     found = network([image.to(_device(network))])[0]
     record = dict(
@@ -155,10 +155,10 @@ def _detector(encoder, protocol, train, frozen):
         raise ValueError("the protocol has masks, and the layout has none; choose a protocol without")
     return detector(encoder, protocol, len(train.classes), frozen)
 
-# %% ../../nbs/transfer/08_tasks.ipynb #e72135ff
+# %% ../../nbs/transfer/08_tasks.ipynb #355ae526
 DETECT = Task(_detector, _detect_example, _detect_loss, _detect_predict, _detect_score, _detect_quality, "ap")
 
-# %% ../../nbs/transfer/08_tasks.ipynb #3fa92906
+# %% ../../nbs/transfer/08_tasks.ipynb #a0a7d5a0
 _GREY = (124, 116, 104)  # ImageNet's mean, beyond the border of a photo
 
 
@@ -214,7 +214,7 @@ def _segmenter(encoder, protocol, train, frozen):
 
 SEGMENT = Task(_segmenter, _segment_example, _segment_loss, _segment_predict, _segment_score, _segment_quality, "miou")
 
-# %% ../../nbs/transfer/08_tasks.ipynb #d0e7bdb0
+# %% ../../nbs/transfer/08_tasks.ipynb #715b5012
 def _part(one, row):
     crops = getattr(one, "crops", None)
     return stored_photo(one.paths[row], None if crops is None else crops[row])
@@ -259,7 +259,7 @@ def _logits(network, examples, one, rows):
     found = network(_stacked(examples, "image", _device(network))).float().cpu().numpy()
     return [dict(logits=logits) for logits in found]
 
-# %% ../../nbs/transfer/08_tasks.ipynb #cc7d70ce
+# %% ../../nbs/transfer/08_tasks.ipynb #00871e9c
 def _classify_score(records, train, test, protocol):
     logits = np.stack([record["logits"] for record in records])
     right = logits.argmax(1) == test.labels
@@ -282,7 +282,7 @@ CLASSIFY = Task(
     _classifier, _classify_example, _classify_loss, _logits, _classify_score, _classify_quality, "accuracy"
 )  # fmt: skip
 
-# %% ../../nbs/transfer/08_tasks.ipynb #ec96b5b4
+# %% ../../nbs/transfer/08_tasks.ipynb #06ef396f
 def _attributes_example(one, row, protocol, training):
     values = torch.from_numpy(one.values[row].astype(np.float32))
     return dict(image=_classify_image(_part(one, row), protocol, training), values=values)
@@ -311,7 +311,7 @@ ATTRIBUTES = Task(
     _attributer, _attributes_example, _attributes_loss, _logits, _attributes_score, _attributes_quality, "accuracy"
 )  # fmt: skip
 
-# %% ../../nbs/transfer/08_tasks.ipynb #1616859d
+# %% ../../nbs/transfer/08_tasks.ipynb #f7fe81d2
 def _square(one, row, protocol, training):
     "A matrix `(2, 3)` from the square that the network sees, 0 to 1, to px of the photo, and whether it is flipped."
     x0, y0, x1, y1 = one.crops[row].astype(float)
@@ -352,7 +352,7 @@ def _heat(points, shape, width=1.0):
     far = ((x - points[..., :1]) * shape[1])[..., None, :] ** 2 + ((y - points[..., 1:]) * shape[0])[..., :, None] ** 2
     return (-far / (2 * width**2)).flatten(2).softmax(2).unflatten(2, shape)
 
-# %% ../../nbs/transfer/08_tasks.ipynb #9f2c52eb
+# %% ../../nbs/transfer/08_tasks.ipynb #c6fd31b9
 def _landmarks_loss(network, examples, protocol):
     device = _device(network)
     points, visible = _stacked(examples, "points", device), _stacked(examples, "visible", device)
@@ -377,7 +377,8 @@ def _landmarks_predict(network, examples, one, rows):
 def _landmarks_score(records, train, test, protocol):
     points = np.stack([record["points"] for record in records])
     out = {"span": test.span}
-    for part in dict.fromkeys(["", *test.parts.tolist()]):
+    named = dict.fromkeys(test.parts.tolist())
+    for part in ["", *(named if len(named) > 1 else ())]:
         rows = np.arange(len(points)) if part == "" else np.flatnonzero(test.parts == part)
         told = landmark_scores(
             points[rows], test.points[rows], test.visible[rows], test.spans[rows], limit=protocol.limit
