@@ -6,11 +6,11 @@
 __all__ = ['DETECTION', 'SEGMENTATION', 'CLASSIFICATION', 'ATTRIBUTES', 'LANDMARKS', 'PROTOCOLS', 'REPORTED', 'Schedule',
            'Detect', 'Segment', 'Classify', 'Landmarks', 'protocol_of']
 
-# %% ../../nbs/transfer/06_protocols.ipynb #afbd3ff7
+# %% ../../nbs/transfer/06_protocols.ipynb #8ea8c646
 import math
 from dataclasses import dataclass, replace
 
-# %% ../../nbs/transfer/06_protocols.ipynb #090f01eb
+# %% ../../nbs/transfer/06_protocols.ipynb #dbac09fc
 @dataclass(frozen=True)
 class Schedule:
     """How weights are learned. Raises ValueError for values out of range.
@@ -62,7 +62,7 @@ class Schedule:
         fall = (1 - done) ** 0.9 if self.law == "poly" else 0.5 * (1 + math.cos(math.pi * done))
         return self.floor + (self.lr - self.floor) * fall
 
-# %% ../../nbs/transfer/06_protocols.ipynb #099c0d8c
+# %% ../../nbs/transfer/06_protocols.ipynb #5308c1ac
 @dataclass(frozen=True)
 class Detect:
     """Faster R-CNN, or Mask R-CNN with `masks`.
@@ -70,7 +70,7 @@ class Detect:
     model: `c4` (stem to layer3, the detector's box head is layer4) or `fpn`. sizes: of the short side, one of them
     drawn in training, the last of them in testing; longest: of the long side. proposals: kept before and after
     suppression in training, then in testing. rois: sampled for a photo. detections: kept for a photo. box_head:
-    `convs` (four 3x3 convolutions and a layer), `layers` (two layers), or the width of a head of two small layers.
+    `convs` (four 3x3 convolutions and a layer), `layers` (two layers), or a number, the channels of pyramid and heads.
     anchors: sides in px, one for each level, or all of them for C4. precise: batches from which BatchNorm's
     statistics are estimated anew before testing. metric: `voc` or `coco`. empty: whether photos without objects are
     trained on."""
@@ -111,7 +111,7 @@ class Segment:
     published: str = "ours"
     ours: str = ""
 
-# %% ../../nbs/transfer/06_protocols.ipynb #2459b973
+# %% ../../nbs/transfer/06_protocols.ipynb #f16a2397
 @dataclass(frozen=True)
 class Classify:
     """A linear layer. frozen: the encoder is, and its features are computed once, without crops; the layer is then the
@@ -147,7 +147,7 @@ class Landmarks:
     published: str = "ours"
     ours: str = ""
 
-# %% ../../nbs/transfer/06_protocols.ipynb #428b4b4e
+# %% ../../nbs/transfer/06_protocols.ipynb #a0c886fe
 # fmt: off
 _TORCHVISION = "torchvision's parts in place of detectron2's (RoIAlign half a pixel off, smooth L1 of boxes, padding to 32)"
 _VOC_SIZES, _COCO_SIZES = tuple(range(480, 801, 32)), tuple(range(640, 801, 32))
@@ -192,7 +192,7 @@ SEGMENTATION = {
         published="DenseCL, mmselfsup, LEWEL: FCN of stride 8 on VOC train_aug2012, val2012"),
 }
 
-# %% ../../nbs/transfer/06_protocols.ipynb #6ac8b5c2
+# %% ../../nbs/transfer/06_protocols.ipynb #fa859d8e
 # fmt: off
 CLASSIFICATION = {
     "finegrained": Classify(
@@ -221,15 +221,15 @@ LANDMARKS = {
              "encoder is not stated"),
 }
 
-# %% ../../nbs/transfer/06_protocols.ipynb #f686f9b8
+# %% ../../nbs/transfer/06_protocols.ipynb #3d6782a4
 # fmt: off
 DETECTION["small"] = Detect(
-    Schedule(0.02, 8, epochs=8, law="cosine", warmup=0.05, norm_decay=False), model="fpn", masks=False, sizes=(96,),
-    longest=192, proposals=(200, 64, 100, 48), rois=32, detections=20, box_head=128,
-    anchors=(12, 24, 48, 96, 128), precise=0, metric="coco")
+    Schedule(0.02, 8, epochs=8, law="cosine", warmup=0.05, norm_decay=False), model="fpn", masks=False, sizes=(64,),
+    longest=128, proposals=(200, 64, 100, 48), rois=32, detections=20, box_head=64, anchors=(8, 12, 16, 24, 32), precise=0,
+    metric="coco")
 DETECTION["small_masks"] = replace(DETECTION["small"], masks=True)
 DETECTION["small_photos"] = replace(
-    DETECTION["small"], sizes=(192, 256, 224), longest=384, proposals=(400, 128, 200, 64), rois=64,
+    DETECTION["small"], sizes=(192, 256, 224), longest=384, proposals=(400, 128, 200, 64), rois=64, box_head=128,
     anchors=(16, 32, 64, 128, 256))
 SEGMENTATION["small"] = Segment(
     Schedule(0.02, 16, epochs=12, law="poly", floor=1e-4, weight_decay=5e-4), stride=16, channels=64, dilation=1,
@@ -256,7 +256,7 @@ def protocol_of(task, name):
         raise ValueError(f"protocol = {name!r} is not allowed for {task}; allowed: {', '.join(PROTOCOLS[task])}")
     return PROTOCOLS[task][name]
 
-# %% ../../nbs/transfer/06_protocols.ipynb #e1c93a05
+# %% ../../nbs/transfer/06_protocols.ipynb #5aa2a7ef
 # protocol: rows of (encoder, numbers by the name of the score); RAF-DB and the like by the data set's name
 REPORTED = {
     "voc_c4": [
