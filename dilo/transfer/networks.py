@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['freeze_norm', 'prepared', 'resnet_of', 'detector', 'dilate', 'FCNHead', 'Segmenter', 'Head', 'PointHead', 'centres']
 
-# %% ../../nbs/transfer/07_networks.ipynb #a4022d65
+# %% ../../nbs/transfer/07_networks.ipynb #ecbb3c76
 import copy
 
 import torch
@@ -21,7 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from ..training import Encoder, random_like
 
-# %% ../../nbs/transfer/07_networks.ipynb #2b858f03
+# %% ../../nbs/transfer/07_networks.ipynb #c18064dc
 def freeze_norm(module):
     "Replaces every BatchNorm2d in a module, in place, by a fixed scale and shift of the same outcome in eval mode."
     for name, child in module.named_children():
@@ -50,7 +50,7 @@ def resnet_of(encoder, model):
         )
     return encoder
 
-# %% ../../nbs/transfer/07_networks.ipynb #02fec869
+# %% ../../nbs/transfer/07_networks.ipynb #388bc382
 def _norm_layer(schedule):
     "The normalisation of heads: BatchNorm, as everywhere in a network that learns with it, or none where it is frozen."
     return None if schedule.norm == "frozen" else nn.BatchNorm2d
@@ -89,7 +89,7 @@ def _fpn_detector(encoder, protocol, classes):
     own |= dict(mask_predictor=MaskRCNNPredictor(channels, channels, classes + 1))
     return MaskRCNN(body, **own, **_common(encoder, protocol))
 
-# %% ../../nbs/transfer/07_networks.ipynb #668819be
+# %% ../../nbs/transfer/07_networks.ipynb #d1c44907
 def _c4_detector(encoder, protocol, classes):
     "layer4 belongs to the box head, and to the head of masks, which share its weights as in the paper."
     features = encoder.features
@@ -116,7 +116,7 @@ def detector(encoder, protocol, classes, frozen=False):
     own = prepared(resnet_of(encoder, f"the detector {protocol.model}"), protocol.schedule.norm, frozen)
     return {"fpn": _fpn_detector, "c4": _c4_detector}[protocol.model](own, protocol, classes)
 
-# %% ../../nbs/transfer/07_networks.ipynb #ef27c4d2
+# %% ../../nbs/transfer/07_networks.ipynb #8672f9e3
 def dilate(stage, dilation, first):
     """Takes the stride out of a stage of a ResNet, in place, and sets the dilation of its 3x3 convolutions.
 
@@ -154,7 +154,7 @@ class FCNHead(nn.Module):
         x = x if self.join is None else self.join(torch.cat([features, x], 1))
         return self.last(self.dropout(x))
 
-# %% ../../nbs/transfer/07_networks.ipynb #e1cff6be
+# %% ../../nbs/transfer/07_networks.ipynb #5cb00e4c
 class Segmenter(nn.Module):
     """A `Segment` protocol's network on a copy of an encoder. Input: images `(B, 3, H, W)` in [0, 1]. Output: logits
     `(B, classes, H, W)`; in training a list of them, the second from layer3 where the protocol has one.
@@ -187,7 +187,7 @@ class Segmenter(nn.Module):
         maps = [F.interpolate(m.float(), **options) for m in maps]
         return maps if self.training else maps[0]
 
-# %% ../../nbs/transfer/07_networks.ipynb #51228dc5
+# %% ../../nbs/transfer/07_networks.ipynb #0b0960d9
 class Head(nn.Module):
     "A copy of an encoder and a linear layer on its features: images `(B, 3, H, W)` in [0, 1] to `(B, outputs)`."
 
