@@ -28,6 +28,7 @@ WINGS = {
     "augmentation": "Views of an image: crops, colours, and the foreground on another background.",
     "training": "Encoders, the methods that teach them, and runs that can be stopped.",
     "evaluation": "What an encoder has learned, and what it looks at.",
+    "transfer": "Boxes, pixels, fine classes, attributes and landmarks, with any encoder.",
     "study": "Many runs side by side: figures, ablations, the report.",
 }
 settings = configparser.ConfigParser()
