@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'read_layout', 'some_labels', 'with_objects', 'code_checksum', 'data_checksum', 'flat', 'changed',
            'kept_features', 'linear', 'trained', 'one_encoder', 'transfer']
 
-# %% ../../nbs/transfer/12_command.ipynb #de31044f
+# %% ../../nbs/transfer/12_command.ipynb #de22ce23
 import dataclasses
 import hashlib
 import json
@@ -30,7 +30,7 @@ from .scenes import BOX_LAYOUTS, PIXEL_LAYOUTS
 from .sets import LabelSet, Problems, check_photos, part_of, settle
 from .tasks import TASKS, segmented
 
-# %% ../../nbs/transfer/12_command.ipynb #d905a543
+# %% ../../nbs/transfer/12_command.ipynb #66459673
 LAYOUTS = dict(
     detect=BOX_LAYOUTS,
     segment=PIXEL_LAYOUTS | {"own": read_own_pixels},
@@ -75,7 +75,7 @@ def with_objects(train):
     big = [((boxes[:, 2:] - boxes[:, :2] >= 1).all(1) & ~crowd).any() for boxes, crowd in zip(train.boxes, train.crowd)]
     return part_of(train, np.flatnonzero(big))
 
-# %% ../../nbs/transfer/12_command.ipynb #eab0fdf4
+# %% ../../nbs/transfer/12_command.ipynb #88d5c920
 _CODE = "sets.py", "protocols.py", "networks.py", "tasks.py", "loop.py"
 
 
@@ -129,7 +129,7 @@ def changed(protocol, batch=None, lr=None, length=None):
         schedule = dataclasses.replace(schedule, **{"steps" if schedule.steps else "epochs": length})
     return dataclasses.replace(protocol, schedule=schedule)
 
-# %% ../../nbs/transfer/12_command.ipynb #88cb9a78
+# %% ../../nbs/transfer/12_command.ipynb #4e317dd0
 @torch.no_grad()
 def kept_features(task, encoder, one, protocol, file, made, accelerator):
     "Features `(N, D)` of the photos of a set, read from `file` if they are there and of these photos."
@@ -182,7 +182,7 @@ def linear(task, encoder, train, test, protocol, folder, made, accelerator, rows
         scores = MultiLabelProbe(both[0][rows], train.values[rows] > 0)(both[1])
     return [dict(logits=logits) for logits in scores.numpy()]
 
-# %% ../../nbs/transfer/12_command.ipynb #71fbc6a9
+# %% ../../nbs/transfer/12_command.ipynb #e1db3c40
 def _begun_by_others(folder, made):
     "Raises `OtherRun` if a finished run of other settings lies in a folder. Returns whether one of these lies there."
     file = folder / "settings.json"
@@ -206,7 +206,7 @@ def trained(task, encoder, train, protocol, seed, folder, made, frozen, accelera
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "settings.json", made)
     learn(fit, name, progress)
-    precise_norm(fit, min(getattr(protocol, "precise", 0), fit.steps))  # a short run has no need of many batches
+    precise_norm(fit, getattr(protocol, "precise", 0))
     fit.files.finish(fit.bare)
     return fit.bare
 
@@ -220,7 +220,7 @@ def one_encoder(task, encoder, sets, protocol, seed, folder, made, frozen, accel
     network = trained(task, encoder, own, protocol, seed, folder, made, frozen, accelerator, name, progress, say)
     return network, predict(TASKS[task], network, test, protocol, accelerator, progress)
 
-# %% ../../nbs/transfer/12_command.ipynb #690a2232
+# %% ../../nbs/transfer/12_command.ipynb #96fbc8de
 # fmt: off
 def _pictures(task, test, networks, records):
     "Rows of pictures of the photos that went best and worst with the first encoder: truth, and what each encoder predicts."
@@ -239,7 +239,7 @@ def _pictures(task, test, networks, records):
             out[heading].append(pictures)
     return out
 
-# %% ../../nbs/transfer/12_command.ipynb #2c2bd010
+# %% ../../nbs/transfer/12_command.ipynb #31db9652
 # fmt: off
 def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labels=1.0, frozen=False, skip_broken=False,
              batch=None, lr=None, length=None, precision="fp32", part=None, normalise=None, progress=True, say=print,
@@ -287,7 +287,7 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
             write_transfer_page(Path(out) / "index.html", results, pictures)
     return scores
 
-# %% ../../nbs/transfer/12_command.ipynb #e4dd36ad
+# %% ../../nbs/transfer/12_command.ipynb #7ee9b615
 # fmt: off
 def _data(task, layout, root, protocol, labels, seed, skip_broken, say):
     "Train and test set, the rows of the training photos whose labels are used (None for all), and how much was left out."

@@ -6,7 +6,7 @@
 __all__ = ['step_rows', 'own_seed', 'Examples', 'worker_count', 'optimiser_for', 'new_accelerator', 'FitFolder', 'rows_left',
            'Fit', 'learn', 'precise_norm', 'predict', 'load_network']
 
-# %% ../../nbs/transfer/09_loop.ipynb #24ab06c8
+# %% ../../nbs/transfer/09_loop.ipynb #4f407eea
 import json
 import os
 import time
@@ -29,7 +29,7 @@ from dilo.training import (
 )  # fmt: skip
 from .sets import LabelSet
 
-# %% ../../nbs/transfer/09_loop.ipynb #c277afc3
+# %% ../../nbs/transfer/09_loop.ipynb #f8803318
 def step_rows(train, protocol, seed, epoch):
     "The photos of each step of an epoch, int64 `(steps, batch)`, by row of the set."
     count = len(train.paths)
@@ -67,7 +67,7 @@ def worker_count(one, processes=1):
     small = len(one.sizes) and np.median(one.sizes.prod(1)) <= 128 * 128
     return 0 if small else max(1, (os.cpu_count() or 1) // processes)
 
-# %% ../../nbs/transfer/09_loop.ipynb #50d3f97e
+# %% ../../nbs/transfer/09_loop.ipynb #b2dca5b8
 def optimiser_for(network, schedule):
     "The optimiser of a `Schedule`, over the parameters of a network that learn."
     learning = [p for p in network.parameters() if p.requires_grad]
@@ -124,9 +124,9 @@ class FitFolder:
                 (self.path / name).unlink(missing_ok=True)
         self.machine.wait_for_everyone()
 
-# %% ../../nbs/transfer/09_loop.ipynb #f2306034
+# %% ../../nbs/transfer/09_loop.ipynb #32676882
 def rows_left(train, protocol, seed, step, steps, machine):
-    """The photos of each step from `step` to `steps` that one process has: a list of steps, each a list of (epoch, row).
+    """Yields the photos of each step from `step` to `steps` that one process has, a list of (epoch, row).
 
     ValueError for a batch that does not fall into the processes."""
     count = len(train.paths)
@@ -135,15 +135,16 @@ def rows_left(train, protocol, seed, step, steps, machine):
         raise ValueError(
             f"the batch of {batch} does not fall into {machine.num_processes} processes; change it (--batch)"
         )
-    per_epoch, shares = count // batch, []
-    for epoch in range(step // per_epoch, -(-steps // per_epoch)):
+    per_epoch = count // batch
+    while step < steps:
+        epoch = step // per_epoch
         rows = step_rows(train, protocol, seed, epoch)
         own = share_of(rows, machine.process_index, machine.num_processes)[:, 0]
-        shares += [[(epoch, int(row)) for row in rows_of_step] for rows_of_step in own]
-    first = step % per_epoch
-    return shares[first : first + steps - step]
+        for share in own[step % per_epoch : steps - epoch * per_epoch]:
+            yield [(epoch, int(row)) for row in share]
+            step += 1
 
-# %% ../../nbs/transfer/09_loop.ipynb #2c8a3431
+# %% ../../nbs/transfer/09_loop.ipynb #81229648
 class Fit:
     """A network that learns a task, in one of its processes.
 
@@ -193,7 +194,7 @@ class Fit:
             self.sums = [0.0, 0]
         return stop > 0
 
-# %% ../../nbs/transfer/09_loop.ipynb #e31901c0
+# %% ../../nbs/transfer/09_loop.ipynb #a202a01f
 def learn(fit, name="", progress=True, every=60.0):
     "Takes the steps that are left; saves every so many seconds. Raises `Interrupted` after saving, if asked to stop."
     machine, files = fit.machine, fit.files
@@ -215,10 +216,11 @@ def learn(fit, name="", progress=True, every=60.0):
             if files.due(every):
                 files.save(fit.state())
 
-# %% ../../nbs/transfer/09_loop.ipynb #f46e67f6
+# %% ../../nbs/transfer/09_loop.ipynb #dc070686
 @torch.no_grad()
 def precise_norm(fit, count):
-    "Replaces the running statistics of every BatchNorm in a network by their mean over `count` batches of training."
+    """Replaces the running statistics of every BatchNorm in a network by their mean over `count` batches of training, or
+    over as many as the run had steps, if these are fewer."""
     norms = [m for m in fit.bare.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms or count == 0:
         return
@@ -228,7 +230,7 @@ def precise_norm(fit, count):
         m.momentum = None  # torch's word for the plain mean
     fit.network.train()
     examples = Examples(fit.task, fit.train, fit.protocol, fit.seed, True)
-    epoch, left = fit.protocol.schedule.length(len(fit.train.paths)), count  # an epoch that training never reaches
+    epoch, left = fit.steps, min(count, fit.steps)  # an epoch that training never reaches
     while left > 0:
         for rows in step_rows(fit.train, fit.protocol, fit.seed, epoch)[:left]:
             torch.manual_seed(own_seed(fit.seed, 2, left))
@@ -238,7 +240,7 @@ def precise_norm(fit, count):
     for m, momentum in zip(norms, before):
         m.momentum = momentum
 
-# %% ../../nbs/transfer/09_loop.ipynb #ba400f17
+# %% ../../nbs/transfer/09_loop.ipynb #e28ac9a8
 @torch.no_grad()
 def predict(task, network, test, protocol, accelerator, progress=True, chunk=16):
     "A record for each photo of a test set, in order, by the processes together."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Problems', 'settle', 'BoxSet', 'PixelSet', 'LabelSet', 'AttributeSet', 'PointSet', 'part_of', 'stored_photo',
-           'stored_levels', 'check_photos', 'decoded_parts']
+           'stored_levels', 'check_photos']
 
 # %% ../../nbs/transfer/01_sets.ipynb #ec445004
 import os
@@ -214,13 +214,3 @@ def check_photos(one, problems, threads=None):
         limits = np.tile(fine.sizes, 2).astype(np.float32)
         fine.boxes = [np.clip(boxes, 0, limit) for boxes, limit in zip(fine.boxes, limits)]
     return fine
-
-# %% ../../nbs/transfer/01_sets.ipynb #d4a13022
-def decoded_parts(one, side):
-    "The photos of a set, each part that is seen resized to uint8 `(N, 3, side, side)`, not keeping its proportions."
-    crops = getattr(one, "crops", None)
-    out = np.empty((len(one.paths), 3, side, side), np.uint8)
-    for row, path in enumerate(one.paths):
-        photo = stored_photo(path, None if crops is None else crops[row])
-        out[row] = np.asarray(photo.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    return out
