@@ -334,7 +334,7 @@ def _transfer(args):
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     options = dict(layout=args.layout, protocol=args.protocol, seed=args.seed, labels=args.labels, frozen=args.frozen)
     options |= dict(batch=args.batch, lr=args.lr, length=args.length, precision=args.precision)
-    command = " ".join(map(shlex.quote, ["dilo", *sys.argv[1:]]))
+    command = " ".join(map(shlex.quote, ["dilo", *args.words]))
     try:
         scores = transfer(args.task, args.weights, args.data, args.out, skip_broken=args.skip_broken, part=args.part,
                           normalise=args.normalise, progress=not args.quiet, say=say, command=command, **options)
@@ -595,6 +595,7 @@ def main(argv=None):
     args, unknown = _parser().parse_known_args(argv)
     if unknown:  # said by the command itself, with its own usage
         args.complain(f"unrecognized arguments: {' '.join(unknown)}")
+    args.words = sys.argv[1:] if argv is None else [*map(str, argv)]
     warnings.filterwarnings("ignore", module="PIL")  # of what it leaves aside in a file; what it cannot read is an error
     if args.max_megapixels is not None:
         os.environ["DILO_MAX_MEGAPIXELS"] = str(args.max_megapixels)  # workers see it, too

@@ -115,7 +115,7 @@ def test_commands_of_a_page_are_understood(page):
     found = [shlex.split(line, comments=True) for line in lines if re.match(r"(\S+/)?dilo ", line)]
     for words in found:
         assert _parser().parse_args(words[1:]).run, words  # argparse exits where it does not understand
-    if page.name in ("README.md", "01_masks.ipynb", "02_views.ipynb", "03_encoder.ipynb"):
+    if page.name in ("README.md", "01_masks.ipynb", "02_views.ipynb", "03_encoder.ipynb", "08_transfer.ipynb"):
         assert found
 
 

@@ -6,7 +6,7 @@
 __all__ = ['LAYOUTS', 'read_layout', 'some_labels', 'with_objects', 'code_checksum', 'data_checksum', 'flat', 'changed',
            'kept_features', 'linear', 'trained', 'one_encoder', 'transfer']
 
-# %% ../../nbs/transfer/12_command.ipynb #de22ce23
+# %% ../../nbs/transfer/12_command.ipynb #4943cb6a
 import dataclasses
 import hashlib
 import json
@@ -30,7 +30,7 @@ from .scenes import BOX_LAYOUTS, PIXEL_LAYOUTS
 from .sets import LabelSet, Problems, check_photos, part_of, settle
 from .tasks import TASKS, segmented
 
-# %% ../../nbs/transfer/12_command.ipynb #66459673
+# %% ../../nbs/transfer/12_command.ipynb #9026551a
 LAYOUTS = dict(
     detect=BOX_LAYOUTS,
     segment=PIXEL_LAYOUTS | {"own": read_own_pixels},
@@ -75,7 +75,7 @@ def with_objects(train):
     big = [((boxes[:, 2:] - boxes[:, :2] >= 1).all(1) & ~crowd).any() for boxes, crowd in zip(train.boxes, train.crowd)]
     return part_of(train, np.flatnonzero(big))
 
-# %% ../../nbs/transfer/12_command.ipynb #88d5c920
+# %% ../../nbs/transfer/12_command.ipynb #c8e5176e
 _CODE = "sets.py", "protocols.py", "networks.py", "tasks.py", "loop.py"
 
 
@@ -129,7 +129,8 @@ def changed(protocol, batch=None, lr=None, length=None):
         schedule = dataclasses.replace(schedule, **{"steps" if schedule.steps else "epochs": length})
     return dataclasses.replace(protocol, schedule=schedule)
 
-# %% ../../nbs/transfer/12_command.ipynb #4e317dd0
+# %% ../../nbs/transfer/12_command.ipynb #cd84f4dd
+# fmt: off
 @torch.no_grad()
 def kept_features(task, encoder, one, protocol, file, made, accelerator):
     "Features `(N, D)` of the photos of a set, read from `file` if they are there and of these photos."
@@ -144,9 +145,7 @@ def kept_features(task, encoder, one, protocol, file, made, accelerator):
     examples = Examples(TASKS[task], one, protocol, 0, False)
     keys = [(0, row) for row in range(len(one.paths))]
     batches = [keys[start : start + 64] for start in range(0, len(keys), 64)]
-    loader = torch.utils.data.DataLoader(
-        examples, batch_sampler=batches, num_workers=worker_count(one), collate_fn=list
-    )
+    loader = torch.utils.data.DataLoader(examples, batch_sampler=batches, num_workers=worker_count(one), collate_fn=list)
     encoder = encoder.to(accelerator.device).eval()
     batches = (torch.stack([example["image"] for example in shown]).to(accelerator.device) for shown in loader)
     found = torch.cat([encoder(images).float().cpu() for images in batches])
@@ -163,12 +162,15 @@ def kept_features(task, encoder, one, protocol, file, made, accelerator):
 def linear(task, encoder, train, test, protocol, folder, made, accelerator, rows=None):
     "Records of the test photos by a probe on frozen features; rows: of the training photos that have labels."
     told = {key: value for key, value in made.items() if key in ("encoder", "data") or key.startswith("protocol.")}
-    both = [
-        kept_features(
-            task, encoder, one, protocol, folder / f"features_{split}.npz", told | {"split": split}, accelerator
-        )
-        for split, one in (("train", train), ("test", test))
-    ]
+    _begun_by_others(folder, made)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "settings.json", made)
+    with accelerator.main_process_first():  # the others read what it wrote
+        both = []
+        for split, one in (("train", train), ("test", test)):
+            file, own = folder / f"features_{split}.npz", told | {"split": split}
+            both.append(kept_features(task, encoder, one, protocol, file, own, accelerator))
     rows = np.arange(len(train.paths)) if rows is None else rows
     if task == "classify":
         probe = LinearProbe(both[0][rows], torch.from_numpy(train.labels[rows]))
@@ -176,17 +178,15 @@ def linear(task, encoder, train, test, protocol, folder, made, accelerator, rows
         scores = torch.nn.functional.pad(scores, (0, len(train.classes) - scores.shape[1]), value=-1e9)
     else:
         if (train.values < 0).any():
-            raise ValueError(
-                "some attributes are not known, which a probe cannot learn from; choose a protocol that is trained"
-            )
+            raise ValueError("some attributes are not known, and a probe cannot learn from that; choose a trained protocol")
         scores = MultiLabelProbe(both[0][rows], train.values[rows] > 0)(both[1])
     return [dict(logits=logits) for logits in scores.numpy()]
 
-# %% ../../nbs/transfer/12_command.ipynb #e1db3c40
+# %% ../../nbs/transfer/12_command.ipynb #40e455c8
 def _begun_by_others(folder, made):
     "Raises `OtherRun` if a finished run of other settings lies in a folder. Returns whether one of these lies there."
     file = folder / "settings.json"
-    if not (folder / "model.safetensors").is_file() or not file.is_file():
+    if not any((folder / name).is_file() for name in ("model.safetensors", "features_test.npz")) or not file.is_file():
         return False
     if changes := differences(read_json(file), made):
         raise OtherRun(
@@ -206,6 +206,7 @@ def trained(task, encoder, train, protocol, seed, folder, made, frozen, accelera
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "settings.json", made)
     learn(fit, name, progress)
+    fit.files.save(fit.state())
     precise_norm(fit, getattr(protocol, "precise", 0))
     fit.files.finish(fit.bare)
     return fit.bare
@@ -220,7 +221,7 @@ def one_encoder(task, encoder, sets, protocol, seed, folder, made, frozen, accel
     network = trained(task, encoder, own, protocol, seed, folder, made, frozen, accelerator, name, progress, say)
     return network, predict(TASKS[task], network, test, protocol, accelerator, progress)
 
-# %% ../../nbs/transfer/12_command.ipynb #96fbc8de
+# %% ../../nbs/transfer/12_command.ipynb #bf401ffd
 # fmt: off
 def _pictures(task, test, networks, records):
     "Rows of pictures of the photos that went best and worst with the first encoder: truth, and what each encoder predicts."
@@ -239,7 +240,7 @@ def _pictures(task, test, networks, records):
             out[heading].append(pictures)
     return out
 
-# %% ../../nbs/transfer/12_command.ipynb #31db9652
+# %% ../../nbs/transfer/12_command.ipynb #516e6aa6
 # fmt: off
 def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labels=1.0, frozen=False, skip_broken=False,
              batch=None, lr=None, length=None, precision="fp32", part=None, normalise=None, progress=True, say=print,
@@ -265,6 +266,8 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
                            "data": data_checksum(train, root) + data_checksum(test, root)}
     label = label or (str(weights) if given else type(weights).__name__)
     encoders = {label: encoder} | ({"random": random_like(encoder, seed).eval()} if control else {})
+    if control and len({encoder_checksum(own) for own in encoders.values()}) < 2:
+        raise ValueError(f"the encoder is the random one of seed {seed}, to the bit; give a trained one, or another --seed")
     networks, records, scores = {}, {}, {}
     inputs = [root, weights if given else None]
     with claimed(out, "dilo transfer", inputs) if accelerator.is_main_process else nullcontext():
@@ -275,7 +278,8 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
                                                       accelerator, key, progress, say)
             scores[key] = TASKS[task].score(records[key], train, test, recipe)
         count = len(train.paths) if rows is None else len(rows)
-        about = _about(protocol, recipe, task, count, len(test.paths), left_out, labels, frozen, seed)
+        other = {"batch": batch, "lr": lr, "length": length}
+        about = _about(protocol, recipe, task, count, len(test.paths), left_out, labels, frozen, seed, other)
         results = dict(task=task, protocol=protocol, layout=layout, published=recipe.published, ours=recipe.ours,
                        command=command, about=about, scores=scores, made=made, machine=made_on(accelerator.device))
         if accelerator.is_main_process:
@@ -287,7 +291,7 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
             write_transfer_page(Path(out) / "index.html", results, pictures)
     return scores
 
-# %% ../../nbs/transfer/12_command.ipynb #7ee9b615
+# %% ../../nbs/transfer/12_command.ipynb #5dae8f4c
 # fmt: off
 def _data(task, layout, root, protocol, labels, seed, skip_broken, say):
     "Train and test set, the rows of the training photos whose labels are used (None for all), and how much was left out."
@@ -299,10 +303,12 @@ def _data(task, layout, root, protocol, labels, seed, skip_broken, say):
     return train, test, None if len(rows) == len(train.paths) else rows, left_out
 
 
-def _about(name, protocol, task, train, test, left_out, labels, frozen, seed):
+def _about(name, protocol, task, train, test, left_out, labels, frozen, seed, other):
     "What a page says of a run, in sentences."
     whose = f"the protocol is `{name}` ({protocol.published}), seed {seed}"
     lines = [f"{train} photos to train on, {test} to test with; {whose}."]
+    if changes := ", ".join(f"{key} {value}" for key, value in other.items() if value is not None):
+        lines.append(f"It is changed: {changes}. So the numbers are not of that protocol.")
     if labels != 1:
         lines.append(f"The labels of {100 * labels:g} percent of the photos are used.")
     if frozen:

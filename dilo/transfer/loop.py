@@ -6,7 +6,7 @@
 __all__ = ['step_rows', 'own_seed', 'Examples', 'worker_count', 'optimiser_for', 'new_accelerator', 'FitFolder', 'rows_left',
            'Fit', 'learn', 'precise_norm', 'predict', 'load_network']
 
-# %% ../../nbs/transfer/09_loop.ipynb #4f407eea
+# %% ../../nbs/transfer/09_loop.ipynb #d0e21e00
 import json
 import os
 import time
@@ -29,7 +29,7 @@ from dilo.training import (
 )  # fmt: skip
 from .sets import LabelSet
 
-# %% ../../nbs/transfer/09_loop.ipynb #f8803318
+# %% ../../nbs/transfer/09_loop.ipynb #d3a6fd73
 def step_rows(train, protocol, seed, epoch):
     "The photos of each step of an epoch, int64 `(steps, batch)`, by row of the set."
     count = len(train.paths)
@@ -67,7 +67,7 @@ def worker_count(one, processes=1):
     small = len(one.sizes) and np.median(one.sizes.prod(1)) <= 128 * 128
     return 0 if small else max(1, (os.cpu_count() or 1) // processes)
 
-# %% ../../nbs/transfer/09_loop.ipynb #b2dca5b8
+# %% ../../nbs/transfer/09_loop.ipynb #7d367f40
 def optimiser_for(network, schedule):
     "The optimiser of a `Schedule`, over the parameters of a network that learn."
     learning = [p for p in network.parameters() if p.requires_grad]
@@ -124,7 +124,7 @@ class FitFolder:
                 (self.path / name).unlink(missing_ok=True)
         self.machine.wait_for_everyone()
 
-# %% ../../nbs/transfer/09_loop.ipynb #32676882
+# %% ../../nbs/transfer/09_loop.ipynb #2cf45baf
 def rows_left(train, protocol, seed, step, steps, machine):
     """Yields the photos of each step from `step` to `steps` that one process has, a list of (epoch, row).
 
@@ -144,7 +144,7 @@ def rows_left(train, protocol, seed, step, steps, machine):
             yield [(epoch, int(row)) for row in share]
             step += 1
 
-# %% ../../nbs/transfer/09_loop.ipynb #81229648
+# %% ../../nbs/transfer/09_loop.ipynb #7f50abf5
 class Fit:
     """A network that learns a task, in one of its processes.
 
@@ -154,7 +154,8 @@ class Fit:
         self.task, self.train, self.protocol, self.seed, self.machine = task, train, protocol, seed, machine
         schedule, self.files = protocol.schedule, FitFolder(folder, made, machine)
         self.steps = schedule.length(len(train.paths))
-        state = resume(folder, made, say, finished="model.safetensors")
+        told = lambda line: say(line.replace("after epoch 0, step", "after step"))  # noqa: E731  # a run here has no epochs
+        state = resume(folder, made, told, finished="model.safetensors")
         if schedule.norm == "sync" and machine.num_processes > 1:
             network = synchronise(network, machine.device)
         optimiser = optimiser_for(network, schedule)
@@ -162,7 +163,7 @@ class Fit:
             network.load_state_dict(state["network"])
             optimiser.load_state_dict(state["optimiser"])
         self.network, self.optimiser = machine.prepare(network.to(machine.device), optimiser)
-        self.bare = machine.unwrap_model(self.network)
+        self.bare = machine.unwrap_model(self.network, keep_fp32_wrapper=False)  # `autocast` is entered by name
         state = state or dict(step=0, sums=[0.0, 0], history=[])
         self.step, self.sums, self.history, self.stop = state["step"], state["sums"], state["history"], StopRequest()
 
@@ -194,7 +195,7 @@ class Fit:
             self.sums = [0.0, 0]
         return stop > 0
 
-# %% ../../nbs/transfer/09_loop.ipynb #a202a01f
+# %% ../../nbs/transfer/09_loop.ipynb #f281591c
 def learn(fit, name="", progress=True, every=60.0):
     "Takes the steps that are left; saves every so many seconds. Raises `Interrupted` after saving, if asked to stop."
     machine, files = fit.machine, fit.files
@@ -216,7 +217,7 @@ def learn(fit, name="", progress=True, every=60.0):
             if files.due(every):
                 files.save(fit.state())
 
-# %% ../../nbs/transfer/09_loop.ipynb #dc070686
+# %% ../../nbs/transfer/09_loop.ipynb #42787db6
 @torch.no_grad()
 def precise_norm(fit, count):
     """Replaces the running statistics of every BatchNorm in a network by their mean over `count` batches of training, or
@@ -224,7 +225,7 @@ def precise_norm(fit, count):
     norms = [m for m in fit.bare.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms or count == 0:
         return
-    before = [m.momentum for m in norms]
+    before, machine = [m.momentum for m in norms], fit.machine
     for m in norms:
         m.reset_running_stats()
         m.momentum = None  # torch's word for the plain mean
@@ -232,15 +233,21 @@ def precise_norm(fit, count):
     examples = Examples(fit.task, fit.train, fit.protocol, fit.seed, True)
     epoch, left = fit.steps, min(count, fit.steps)  # an epoch that training never reaches
     while left > 0:
-        for rows in step_rows(fit.train, fit.protocol, fit.seed, epoch)[:left]:
+        own = share_of(
+            step_rows(fit.train, fit.protocol, fit.seed, epoch), machine.process_index, machine.num_processes
+        )
+        for rows in own[:left, 0]:
             torch.manual_seed(own_seed(fit.seed, 2, left))
-            fit.task.loss(fit.bare, [examples[epoch, row] for row in rows], fit.protocol)
+            with machine.autocast():
+                fit.task.loss(fit.bare, [examples[epoch, int(row)] for row in rows], fit.protocol)
             left -= 1
         epoch += 1
     for m, momentum in zip(norms, before):
         m.momentum = momentum
+        for statistic in (m.running_mean, m.running_var):
+            statistic.copy_(machine.reduce(statistic, "mean"))
 
-# %% ../../nbs/transfer/09_loop.ipynb #e28ac9a8
+# %% ../../nbs/transfer/09_loop.ipynb #39cb31f4
 @torch.no_grad()
 def predict(task, network, test, protocol, accelerator, progress=True, chunk=16):
     "A record for each photo of a test set, in order, by the processes together."
@@ -257,7 +264,8 @@ def predict(task, network, test, protocol, accelerator, progress=True, chunk=16)
     )
     with bar:
         for keys, shown in zip(chunks, loader):
-            records += task.predict(network, shown, test, [row for _, row in keys])
+            with machine.autocast():
+                records += task.predict(network, shown, test, [row for _, row in keys])
             bar.update(len(keys))
     return gather_object(records) if machine.num_processes > 1 else records
 

@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'draw_boxes', 'draw_numbers', 'draw_points', 'draw_text', 'drawn', 'sheet', 'score_table', 'reported_table',
            'write_transfer_page', 'best_and_worst']
 
-# %% ../../nbs/transfer/11_pictures.ipynb #687a1897
+# %% ../../nbs/transfer/11_pictures.ipynb #231e9a65
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
@@ -16,7 +16,7 @@ from .protocols import REPORTED
 from .sets import stored_photo
 from .tasks import TASKS, decode_masks
 
-# %% ../../nbs/transfer/11_pictures.ipynb #d746ca94
+# %% ../../nbs/transfer/11_pictures.ipynb #2e77cab5
 # Okabe and Ito's colours, told apart by most people, and two of Tol's
 COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff", "#882255", "#999933"]
 
@@ -64,7 +64,7 @@ def draw_numbers(photo, numbers, side=224):
             pixels[inside] = 0.35 * pixels[inside] + 0.65 * _rgb(number - 1)
     return _enlarged(Image.fromarray(pixels.astype(np.uint8)), side)[0]
 
-# %% ../../nbs/transfer/11_pictures.ipynb #af65a6f4
+# %% ../../nbs/transfer/11_pictures.ipynb #dffd9409
 def draw_points(photo, points, visible, crop, side=224):
     "The part of a photo that is seen, with points `(P, 2)`."
     x0, y0, x1, y1 = (int(round(float(v))) for v in crop)
@@ -82,7 +82,7 @@ def draw_text(photo, lines, side=224):
     ImageDraw.Draw(image).multiline_text((4, 3), "\n".join(lines), fill="white", stroke_width=2, stroke_fill="black")
     return image
 
-# %% ../../nbs/transfer/11_pictures.ipynb #5a03c5a1
+# %% ../../nbs/transfer/11_pictures.ipynb #8220e1d8
 def drawn(task, one, row, record=None, side=224):
     """A photo of a set with the truth, or with the record of a prediction, as a Pillow image. A record of segmentation must
     hold the `numbers` `(H, W)` of the photo, too."""
@@ -123,7 +123,7 @@ def sheet(pairs, gap=6):
         y += tall + gap
     return page
 
-# %% ../../nbs/transfer/11_pictures.ipynb #7842e8d0
+# %% ../../nbs/transfer/11_pictures.ipynb #4d316c53
 def _percent(value):
     if value is None or isinstance(value, float) and not np.isfinite(value):
         return "none"
@@ -155,7 +155,7 @@ class _Shown:
     def savefig(self, buffer, **_):
         self.image.quantize(192).save(buffer, format="png", optimize=True)
 
-# %% ../../nbs/transfer/11_pictures.ipynb #b5846437
+# %% ../../nbs/transfer/11_pictures.ipynb #fb7287b9
 def write_transfer_page(path, results, rows):
     "The page of a run. results: content of results.json; rows: by heading, rows of pictures (truth, then predictions)."
     told = [paragraph(line) for line in results["about"]]
@@ -181,6 +181,7 @@ def write_transfer_page(path, results, rows):
         ]
     for heading, pictures in rows.items():
         caption = "Each row: the truth, what the network with this encoder predicts, and the one with a random encoder."
+        caption += " Boxes with a score below .5 are not drawn." if results["task"] == "detect" else ""
         sections[heading] = [picture(_Shown(sheet(pictures)), heading, caption)]
     sections["Again"] = [paragraph("The same numbers, on the same kind of machine:"), commands(results["command"])]
     write_page(path, f"Transfer: {results['task']}", sections)

@@ -6,11 +6,11 @@
 __all__ = ['DETECTION', 'SEGMENTATION', 'CLASSIFICATION', 'ATTRIBUTES', 'LANDMARKS', 'PROTOCOLS', 'REPORTED', 'Schedule',
            'Detect', 'Segment', 'Classify', 'Landmarks', 'protocol_of']
 
-# %% ../../nbs/transfer/06_protocols.ipynb #8ea8c646
+# %% ../../nbs/transfer/06_protocols.ipynb #d620ca08
 import math
 from dataclasses import dataclass, replace
 
-# %% ../../nbs/transfer/06_protocols.ipynb #dbac09fc
+# %% ../../nbs/transfer/06_protocols.ipynb #5a7e1c19
 @dataclass(frozen=True)
 class Schedule:
     """How weights are learned. Raises ValueError for values out of range.
@@ -62,7 +62,7 @@ class Schedule:
         fall = (1 - done) ** 0.9 if self.law == "poly" else 0.5 * (1 + math.cos(math.pi * done))
         return self.floor + (self.lr - self.floor) * fall
 
-# %% ../../nbs/transfer/06_protocols.ipynb #5308c1ac
+# %% ../../nbs/transfer/06_protocols.ipynb #90bbac62
 @dataclass(frozen=True)
 class Detect:
     """Faster R-CNN, or Mask R-CNN with `masks`.
@@ -111,7 +111,7 @@ class Segment:
     published: str = "ours"
     ours: str = ""
 
-# %% ../../nbs/transfer/06_protocols.ipynb #f16a2397
+# %% ../../nbs/transfer/06_protocols.ipynb #e102cc76
 @dataclass(frozen=True)
 class Classify:
     """A linear layer. frozen: the encoder is, and its features are computed once, without crops; the layer is then the
@@ -147,7 +147,7 @@ class Landmarks:
     published: str = "ours"
     ours: str = ""
 
-# %% ../../nbs/transfer/06_protocols.ipynb #a0c886fe
+# %% ../../nbs/transfer/06_protocols.ipynb #28f945e5
 # fmt: off
 _TORCHVISION = "torchvision's parts in place of detectron2's (RoIAlign half a pixel off, smooth L1 of boxes, padding to 32)"
 _VOC_SIZES, _COCO_SIZES = tuple(range(480, 801, 32)), tuple(range(640, 801, 32))
@@ -192,7 +192,7 @@ SEGMENTATION = {
         published="DenseCL, mmselfsup, LEWEL: FCN of stride 8 on VOC train_aug2012, val2012"),
 }
 
-# %% ../../nbs/transfer/06_protocols.ipynb #fa859d8e
+# %% ../../nbs/transfer/06_protocols.ipynb #f0262e57
 # fmt: off
 CLASSIFICATION = {
     "finegrained": Classify(
@@ -221,7 +221,7 @@ LANDMARKS = {
              "encoder is not stated"),
 }
 
-# %% ../../nbs/transfer/06_protocols.ipynb #3d6782a4
+# %% ../../nbs/transfer/06_protocols.ipynb #d0db430b
 # fmt: off
 DETECTION["small"] = Detect(
     Schedule(0.02, 8, epochs=8, law="cosine", warmup=0.05, norm_decay=False), model="fpn", masks=False, sizes=(64,),
@@ -244,6 +244,12 @@ LANDMARKS["small"] = Landmarks(
     Schedule(1e-3, 32, epochs=20, optimiser="adamw", law="cosine", weight_decay=1e-4), size=64, head="coordinates",
     limit=0.1)
 LANDMARKS["small_heat"] = replace(LANDMARKS["small"], head="heat")
+# the same for photos of 128 px or more
+CLASSIFICATION["small_photos"] = replace(CLASSIFICATION["small"], size=128, resize=146)
+CLASSIFICATION["linear_photos"] = replace(CLASSIFICATION["linear"], size=224, resize=224)
+ATTRIBUTES["small_photos"] = replace(ATTRIBUTES["small"], size=128, resize=128)
+ATTRIBUTES["linear_photos"] = CLASSIFICATION["linear_photos"]
+LANDMARKS["small_photos"] = replace(LANDMARKS["small"], size=128)
 
 PROTOCOLS = dict(detect=DETECTION, segment=SEGMENTATION, classify=CLASSIFICATION, attributes=ATTRIBUTES, landmarks=LANDMARKS)
 
@@ -256,7 +262,7 @@ def protocol_of(task, name):
         raise ValueError(f"protocol = {name!r} is not allowed for {task}; allowed: {', '.join(PROTOCOLS[task])}")
     return PROTOCOLS[task][name]
 
-# %% ../../nbs/transfer/06_protocols.ipynb #5aa2a7ef
+# %% ../../nbs/transfer/06_protocols.ipynb #eb855ac6
 # protocol: rows of (encoder, numbers by the name of the score); RAF-DB and the like by the data set's name
 REPORTED = {
     "voc_c4": [
@@ -275,9 +281,9 @@ REPORTED = {
         ("LEWEL, 400 epochs", {"box ap": 41.9, "mask ap": 37.9}),
     ],
     "coco_fpn_2x": [
-        ("random", {"box ap": 36.7, "mask ap": 33.7}),
-        ("supervised", {"box ap": 40.6, "mask ap": 36.8}),
-        ("MoCo v1", {"box ap": 40.8, "mask ap": 36.9}),
+        ("random, box head of two layers", {"box ap": 36.7, "mask ap": 33.7}),
+        ("supervised, box head of two layers", {"box ap": 40.6, "mask ap": 36.8}),
+        ("MoCo v1, box head of two layers", {"box ap": 40.8, "mask ap": 36.9}),
         ("LEWEL, 200 epochs", {"box ap": 42.2, "mask ap": 38.2}),
         ("LEWEL, 400 epochs", {"box ap": 43.4, "mask ap": 39.1}),
     ],
