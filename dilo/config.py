@@ -336,7 +336,7 @@ class Transfer(Section):
     tasks: list[Literal["detect", "segment", "classify", "attributes", "landmarks"]] = Field(
         [], description="none: this part of the study is left out"
     )
-    train: int = Field(1000, ge=10, description="images of each task to learn from")
+    train: int = Field(600, ge=10, description="images of each task to learn from")
     val: int = Field(500, ge=10, description="images to test on")
     epochs: int | None = Field(None, ge=1, description="in place of those of the protocol")
 
