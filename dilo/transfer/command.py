@@ -177,8 +177,6 @@ def linear(task, encoder, train, test, protocol, folder, made, accelerator, rows
         scores = probe.scores(both[1])
         scores = torch.nn.functional.pad(scores, (0, len(train.classes) - scores.shape[1]), value=-1e9)
     else:
-        if (train.values < 0).any():
-            raise ValueError("some attributes are not known, and a probe cannot learn from that; choose a trained protocol")
         scores = MultiLabelProbe(both[0][rows], train.values[rows] > 0)(both[1])
     return [dict(logits=logits) for logits in scores.numpy()]
 
@@ -260,6 +258,7 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
         raise ValueError(f"in the protocol {protocol} the encoder is frozen already; leave --frozen out")
     encoder, _ = read_encoder(weights, 224, part=part, normalise=normalise, say=say)
     train, test, rows, left_out = _data(task, layout, root, recipe, labels, seed, skip_broken, say)
+    _refuse_misfits(task, encoder, train, recipe, frozen)
     accelerator = new_accelerator(precision)
     made = flat(recipe) | {"task": task, "seed": seed, "labels": labels, "frozen": frozen, "code": code_checksum(),
                            "precision": machine_precision(precision), "processes": accelerator.num_processes,
@@ -293,6 +292,14 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
 
 # %% ../../nbs/transfer/12_command.ipynb #5dae8f4c
 # fmt: off
+def _refuse_misfits(task, encoder, train, protocol, frozen):
+    "Raises ValueError where encoder, data set and protocol do not fit together, before anything is written."
+    if protocol.schedule is not None:
+        TASKS[task].network(encoder, protocol, train, frozen)
+    elif task == "attributes" and (train.values < 0).any():
+        raise ValueError("some attributes are not known, and a probe cannot learn from that; choose a trained protocol")
+
+
 def _data(task, layout, root, protocol, labels, seed, skip_broken, say):
     "Train and test set, the rows of the training photos whose labels are used (None for all), and how much was left out."
     train, test, left_out = read_layout(task, layout, root, skip_broken, say)

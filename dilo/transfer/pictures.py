@@ -143,7 +143,7 @@ def reported_table(protocol):
     "What others report for a protocol, as a DataFrame in percent; None where nothing is."
     if protocol not in REPORTED:
         return None
-    return pd.DataFrame([{"reported": name} | scores for name, scores in REPORTED[protocol]]).fillna("")
+    return pd.DataFrame([{"reported": name} | scores for name, scores in REPORTED[protocol]]).astype(object).fillna("")
 
 
 class _Shown:
