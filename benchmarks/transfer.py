@@ -86,7 +86,7 @@ def main():
             model.to(machine.device)
             # the mask heads of ours are normalised; theirs are not, as torchvision has it
             runs = {"dilo": lambda fit=fit, b=batches: [fit.take_step(one) for one in b],
-                    "torchvision": lambda m=model, o=optimiser, b=batches: reference_steps(m, o, b, machine.device)}  # fmt: skip
+                    "torchvision": lambda m=model, o=optimiser, b=batches: reference_steps(m, o, b, machine.device)}
             found = {who: [] for who in runs}
             for turn in range(4):
                 for who, run in runs.items():
