@@ -1,4 +1,4 @@
-# make repro    runs the pipeline and says where the report is   (PROFILE=smoke for two minutes of everything)
+# make repro    runs the pipeline and says where the report is   (PROFILE=smoke for three minutes of everything)
 # make verify   compares the finished runs with the committed ones: the same bits, within the spread of seeds, or neither
 # make test     runs every test
 # make setup    installs everything into .venv, which the others do too where need be

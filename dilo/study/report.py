@@ -379,6 +379,7 @@ def study_page(
 
     paste.png and views.png, each with a CSV file, must be in `reports`. Executed notebooks there are linked."""
     reports = Path(reports)
+    told_of = settings.profile if settings.transfer.tasks else "transfer"
     write_page(
         reports / "index.html",
         "Does DiLo help?",
@@ -392,7 +393,7 @@ def study_page(
                 *_neighbours_and_top_five(results),
             ],
             "Ablations": _ablations(published),
-            "Other tasks": transfer_section(Path(published) / "transfer", reports.parent / "build/transfer"),
+            "Other tasks": transfer_section(Path(published) / told_of, reports.parent / "build/transfer"),
             "Where the encoders look": _looks(results, activation),
             "Where it fails": _fails(results, failures),
             "Are the curves healthy?": _curves(settings, histories, curves),
