@@ -554,10 +554,10 @@ def _of_study(s):
             yield f"study.recipes has {name!r}: not a recipe. Allowed here: {', '.join(s.recipes)}"
     lists = {"study.recipes": s.study.recipes, "study.seeds": s.study.seeds, "saliency.methods": s.saliency.methods}
     lists["transfer.tasks"] = s.transfer.tasks
-    if s.transfer.tasks and (s.data.source != "world" or s.model.backbone.startswith("timm/")):
+    if s.transfer.tasks and s.model.backbone.startswith("timm/"):
         yield (
-            f"transfer.tasks = {s.transfer.tasks} is not allowed: the tasks are of the embedded world and need a ResNet "
-            "(data.source = 'world', model.backbone = 'resnet18'); for photos there is `dilo transfer`"
+            f"transfer.tasks = {s.transfer.tasks} is not allowed: boxes and pixels need a ResNet, and model.backbone is "
+            f"{s.model.backbone!r}; leave the tasks out, or use `dilo transfer` for classes, attributes and landmarks"
         )
     for key, values in lists.items():
         if len(set(values)) < len(values):

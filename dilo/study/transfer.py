@@ -8,6 +8,7 @@ __all__ = ['WORLD_TASKS', 'TRANSFER_COLUMNS', 'run_transfer', 'gather_transfer',
 
 # %% ../../nbs/study/07_transfer.ipynb #b9f4bb17
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import seaborn as sns
 from ..files import read_json, read_table, write_atomically
 from ..page import commands, paragraph, picture
 from ..page import table as page_table
-from ..training import build_encoder, load_encoder
+from ..training import OtherRun, build_encoder, load_encoder
 from ..transfer import TASKS, transfer, write_transfer_world
 from .figures import interval, new_figure
 
@@ -53,6 +54,17 @@ def _control(settings, seed):
         return build_encoder(model.backbone, model.width, model.stem).eval().requires_grad_(False)
 
 # %% ../../nbs/study/07_transfer.ipynb #130e81e3
+def _anew(task, encoder, root, folder, options):
+    "`transfer`; what a finished run of another encoder or of other settings left in the folder makes room."
+    try:
+        return transfer(task, encoder, root, folder, **options)
+    except OtherRun:
+        if not (folder / "results.json").is_file():
+            raise  # it is not finished
+        shutil.rmtree(folder)
+        return transfer(task, encoder, root, folder, **options)
+
+
 def run_transfer(settings, place, progress=False):
     """Every task of the settings with every encoder of the study and a random one, for every seed; what is finished stays.
 
@@ -69,19 +81,9 @@ def run_transfer(settings, place, progress=False):
                 run = place / f"runs/{name}-{seed}/encoder.safetensors"
                 encoder = _control(settings, seed) if name == "random" else load_encoder(run)
                 folder = out / task / f"{name}-{seed}"
-                found = transfer(
-                    task,
-                    encoder,
-                    out / "world" / part,
-                    folder,
-                    layout=layout,
-                    protocol=protocol,
-                    seed=seed,
-                    length=settings.transfer.epochs,
-                    label=name,
-                    control=False,
-                    progress=progress,
-                )[name]
+                options = dict(layout=layout, protocol=protocol, seed=seed, length=settings.transfer.epochs)
+                options |= dict(label=name, control=False, progress=progress)
+                found = _anew(task, encoder, out / "world" / part, folder, options)[name]
                 made = json.loads((folder / "results.json").read_text())["made"]
                 about = dict(task=task, protocol=protocol, encoder=name, seed=seed)
                 last = dict(code=made["code"], settings=json.dumps(made, sort_keys=True))
