@@ -96,7 +96,7 @@ def test_running_a_stage_notebook_or_editing_prose_retrains_nothing(smoke):
 def test_a_changed_recipe_reruns_itself_alone(smoke):
     before = {run: (smoke.folder / f"runs/{run}/encoder.safetensors").read_bytes() for run in RUNS}
     ran = smoke.stages_run("exp", "run", "-S", "recipes.dilo.probability=0.6", "-S", "recipes.dilo.background=swap")
-    assert ran == ["settings", "pretrain@dilo-0", "evaluate@dilo-0", "results", "report"], ran
+    assert ran == ["settings", "pretrain@dilo-0", "evaluate@dilo-0", "transfer", "results", "report"], ran
     assert (smoke.folder / "runs/moco-0/encoder.safetensors").read_bytes() == before["moco-0"]
     assert (smoke.folder / "runs/dilo-0/encoder.safetensors").read_bytes() != before["dilo-0"]
     assert pd.read_csv(smoke.folder / "runs/dilo-0/history.csv").pasted.between(0.5, 0.7).all()
