@@ -1750,6 +1750,5 @@ d = { 'settings': { 'branch': 'main',
                                      'dilo.transfer.tasks._stacked': ('transfer/tasks.html#_stacked', 'dilo/transfer/tasks.py'),
                                      'dilo.transfer.tasks._unit': ('transfer/tasks.html#_unit', 'dilo/transfer/tasks.py'),
                                      'dilo.transfer.tasks.decode_masks': ('transfer/tasks.html#decode_masks', 'dilo/transfer/tasks.py'),
-                                     'dilo.transfer.tasks.overlaps': ('transfer/tasks.html#overlaps', 'dilo/transfer/tasks.py'),
                                      'dilo.transfer.tasks.seen_whole': ('transfer/tasks.html#seen_whole', 'dilo/transfer/tasks.py'),
                                      'dilo.transfer.tasks.segmented': ('transfer/tasks.html#segmented', 'dilo/transfer/tasks.py')}}}

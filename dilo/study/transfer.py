@@ -18,7 +18,7 @@ import seaborn as sns
 from ..files import read_json, read_table, write_atomically
 from ..page import commands, paragraph, picture
 from ..page import table as page_table
-from ..training import OtherRun, build_encoder, load_encoder
+from ..training import OtherRun, build_encoder, load_encoder, random_like
 from ..transfer import TASKS, transfer, write_transfer_world
 from .figures import interval, new_figure
 
@@ -46,12 +46,8 @@ def _world(settings, folder):
 
 def _control(settings, seed):
     "The encoder of the settings before it has learned anything."
-    import torch
-
     model = settings.model
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build_encoder(model.backbone, model.width, model.stem).eval().requires_grad_(False)
+    return random_like(build_encoder(model.backbone, model.width, model.stem), seed).eval()
 
 # %% ../../nbs/study/07_transfer.ipynb #130e81e3
 def _anew(task, encoder, root, folder, options):

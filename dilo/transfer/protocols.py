@@ -218,7 +218,7 @@ LANDMARKS = {
         Schedule(0.001, 32, epochs=500, optimiser="adam", weight_decay=1e-5, drops=(0.4, 0.7, 0.9)), size=256, head="heat",
         limit=0.05, published="STAR, which FRA names: 300W",
         ours="three layers that enlarge the encoder's map in place of four stacked hourglasses; how theirs holds the "
-             "encoder is not stated"),
+             "encoder is not stated; shift, zoom and turn of the crops are ours, too"),
 }
 
 # %% ../../nbs/transfer/06_protocols.ipynb #d0db430b
