@@ -12,24 +12,30 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..data import ATTRIBUTES, CLASSES, LANDMARKS, describe_world, render_scenes, render_world
+from ..data import ATTRIBUTES, CLASSES, LANDMARKS, describe_world, list_photos, render_scenes, render_world
 from ..files import read_table, write_json
 from .scores import encode_masks
 from .sets import AttributeSet, PixelSet, PointSet
 
 # %% ../../nbs/transfer/10_own.ipynb #b447607a
 def _pictures(folder, problems):
-    "The pictures in a folder by their name without ending, in order of names; FileNotFoundError where there is no folder."
-    folder = Path(folder)
+    "The pictures below a folder by their name without ending, in order of names; FileNotFoundError if there is no folder."
+    folder, found = Path(folder), {}
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; it holds the pictures of a split")
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp"):
-            if path.stem in found:
-                problems.add(path, f"has the name of {found[path.stem].name}")
-            else:
-                found[path.stem] = path
+    try:
+        listing = list_photos(folder)
+    except ValueError as error:  # there are none
+        problems.append(str(error))
+        return found
+    for line in listing.told():
+        problems.add(folder, line)
+    for path in listing.photos:
+        name = path.with_suffix("").as_posix()
+        if name in found:
+            problems.add(folder / path, f"has the name of {found[name].name}")
+        else:
+            found[name] = folder / path
     return found
 
 
