@@ -286,7 +286,7 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
             write_json(Path(out) / "results.json", results)
             save = {f"{heading.lower()}.png": sheet(rows) for heading, rows in pictures.items()}
             for name, image in save.items():
-                write_atomically(Path(out) / name, lambda part, image=image: image.save(part, format="png"))
+                write_atomically(Path(out) / name, lambda part, image=image: image.quantize(192).save(part, format="png"))
             write_transfer_page(Path(out) / "index.html", results, pictures)
     return scores
 
