@@ -432,7 +432,7 @@ def _add_pretrain(commands):
     c.add_argument("--out", required=True, metavar="RUN",
                    help="folder for the encoder, its checkpoint and curves, decoded photos and their maps")
     c.add_argument("--recipe", default="dilo",
-                   help="moco, instdisc, moco_v1, simclr, byol, lewel_b, lewel_m or scene; with DiLo's paste dilo, "
+                   help="moco, instdisc, moco_v1, simclr, byol, lewel_b, lewel_m, scene or scene_m; with DiLo's paste dilo, "
                         "instdisc_dilo, moco_v1_dilo ...; with --settings, a recipe of that file")
     c.add_argument("--seed", type=_number(int, 0, 2**63 - 1), default=0, help="of weights, views and the order of photos")
     c.add_argument("--epochs", type=_number(int, 1), help="times it sees each photo; without --settings 200")

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Probability', 'Name', 'LAYOUTS', 'SALIENCY', 'VIEWS', 'METHODS', 'EVALUATIONS', 'Map', 'Temperature', 'Dim', 'Maps',
            'RECIPES', 'Section', 'Registry', 'World', 'Data', 'Learned', 'Saliency', 'Recipe', 'Views', 'Model',
-           'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Scene', 'Size', 'Train',
-           'Knn', 'Linear', 'Evaluate', 'Transfer', 'Study', 'Options', 'Settings', 'SettingsError', 'shown',
-           'parse_settings', 'merge', 'parse_changes', 'read_profile', 'load_settings', 'project_root', 'write_profile',
-           'write_outcomes', 'main']
+           'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Guided', 'Scene', 'SceneM',
+           'Size', 'Train', 'Knn', 'Linear', 'Evaluate', 'Transfer', 'Study', 'Options', 'Settings', 'SettingsError',
+           'shown', 'parse_settings', 'merge', 'parse_changes', 'read_profile', 'load_settings', 'project_root',
+           'write_profile', 'write_outcomes', 'main']
 
 # %% ../nbs/00_config.ipynb #c9a9b2b1
 import argparse
@@ -63,6 +63,7 @@ VIEWS = Registry({
     "byol": "dilo.augmentation.laws:byol",
     "lewel": "dilo.augmentation.laws:lewel",
     "scene": "dilo.augmentation.laws:scene",
+    "scene_m": "dilo.augmentation.laws:scene_m",
 })
 METHODS = Registry({
     "instdisc": "dilo.training.methods.instdisc:InstDisc",
@@ -73,6 +74,7 @@ METHODS = Registry({
     "lewel_b": "dilo.training.methods.lewel:LEWELB",
     "lewel_m": "dilo.training.methods.lewel:LEWELM",
     "scene": "dilo.training.methods.scene:Scene",
+    "scene_m": "dilo.training.methods.scene:SceneM",
 })
 EVALUATIONS = Registry({
     "localisation": "dilo.evaluation.localisation:measure",
@@ -137,7 +139,7 @@ class Recipe(Section):
     )
     views: Literal[tuple(VIEWS)] = Field(
         "moco_v2",
-        description="whose views: crop and colours; scene crops by the method's own map, or else by `saliency`",
+        description="whose views: crop and colours; scene and scene_m crop by the method's own map, or else by `saliency`",
     )
     background: Literal["grey", "texture", "image", "inpaint", "swap"] = Field(
         "grey", description="what the foreground is pasted onto"
@@ -254,8 +256,8 @@ class LEWELM(MocoV2, Aligned):
     "LEWEL on MoCo v2; our form."
 
 
-class Scene(BYOL):
-    "Saliency-guided scene contrast, re-derived from the abstract of Chen et al. (2023), on BYOL."
+class Guided(Section):
+    "What scene contrast adds to a method, re-derived from the abstract of Chen et al. (2023)."
 
     source: Literal["border", "activation", "contracam", "centre"] = Field(
         "border", description="what the method's own maps are; centre is a control"
@@ -263,6 +265,14 @@ class Scene(BYOL):
     weights: Literal["saliency", "unit"] = Field("saliency", description="of the pairs in the loss; unit is a control")
     warmup: int = Field(10, ge=0, description="epochs before the first maps")
     every: int = Field(5, ge=1, description="epochs from one refresh of the maps to the next")
+
+
+class Scene(BYOL, Guided):
+    "Saliency-guided scene contrast on BYOL."
+
+
+class SceneM(MocoV2, Guided):
+    "Saliency-guided scene contrast on MoCo v2."
 
 # %% ../nbs/00_config.ipynb #c97184a4
 class Size(Section):
@@ -370,6 +380,7 @@ class Settings(Section):
     lewel_b: LEWELB = LEWELB()
     lewel_m: LEWELM = LEWELM()
     scene: Scene = Scene()
+    scene_m: SceneM = SceneM()
     train: Train
     evaluate: Evaluate = Evaluate()
     transfer: Transfer = Transfer()
@@ -509,9 +520,10 @@ def _of_paste(name, recipe):
             f"recipes.{name}.saliency = 'none' is not allowed with probability = {recipe.probability}: "
             "a paste needs a map (an entry of saliency.methods, true_mask or shuffled)"
         )
-    if recipe.views == "scene" and recipe.saliency == "none" and recipe.method != "scene":
+    by_map = ("scene", "scene_m")  # these views crop by a map, and the methods of the same names make their own
+    if recipe.views in by_map and recipe.saliency == "none" and recipe.method not in by_map:
         yield (
-            f"recipes.{name}.saliency = 'none' is not allowed with views = 'scene': salient crops need a map "
+            f"recipes.{name}.saliency = 'none' is not allowed with views = '{recipe.views}': salient crops need a map "
             "(an entry of saliency.methods, true_mask or shuffled)"
         )
     if recipe.area[0] >= recipe.area[1]:
@@ -600,6 +612,7 @@ _VIEWS = {
     "lewel_b": "lewel",
     "lewel_m": "moco_v2",
     "scene": "scene",
+    "scene_m": "scene_m",
 }
 _DILO = dict(saliency="rbd", background="grey", probability=0.3)
 RECIPES = {}

@@ -21,7 +21,7 @@ from dilo.evaluation import activation_maps, features
 from dilo.training import Adapted, find_encoder, load_encoder, pretrain
 
 
-PLAIN = ("moco", "instdisc", "moco_v1", "simclr", "byol", "lewel_b", "lewel_m", "scene")
+PLAIN = ("moco", "instdisc", "moco_v1", "simclr", "byol", "lewel_b", "lewel_m", "scene", "scene_m")
 
 
 def settings_of(backbone, recipe, size=32, **train):
@@ -38,6 +38,7 @@ def settings_of(backbone, recipe, size=32, **train):
             simclr=dict(dim=16),
             instdisc=dict(dim=16, negatives=8),
             scene=dict(hidden=32, dim=16, warmup=0, every=1),
+            scene_m=dict(queue=512, dim=16, warmup=0, every=1),
             train=dict(epochs=1, batch=8, lr=0.01, precision="fp32", workers=0) | train,
             recipes={recipe: RECIPES[recipe]},
             saliency=dict(methods=["rbd"]),

@@ -121,7 +121,7 @@ def test_an_edited_cell_reruns_what_depends_on_it(smoke, lab, page):
     cells = save(page, smoke.folder / path)
     assert sum("# edited in the browser" in "".join(c["source"]) for c in cells) == 1
     ran = smoke.stages_run("repro")
-    assert sorted(ran) == ["evaluate@dilo-0", "evaluate@moco-0", "export", "report"], ran
+    assert sorted(ran) == ["evaluate@dilo-0", "evaluate@moco-0", "export", "report", "results", "transfer"], ran
     assert "# edited in the browser" in (smoke.folder / "dilo/evaluation/diagnosis.py").read_text()
     smoke.run("git", "checkout", path)
     assert "export" in smoke.stages_run("repro")

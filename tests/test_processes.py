@@ -21,6 +21,7 @@ OPTIONS = {
     "byol": dict(dim=8, hidden=16),
     "lewel_b": dict(dim=8, hidden=16, eman=False),
     "scene": dict(dim=8, hidden=16),
+    "scene_m": dict(dim=8, queue=24),
     "lewel_m, given maps": dict(dim=8, queue=24, maps="saliency"),  # they go where their images are encoded
     "lewel_b, given maps": dict(dim=8, hidden=16, eman=False, maps="saliency"),
 }

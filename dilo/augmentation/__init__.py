@@ -7,7 +7,8 @@ __all__ = ['BACKGROUNDS', 'IMAGENET', 'VIEW_RECIPES', 'BackgroundPool', 'CropLaw
            'SaliencyCrop', 'SaliencyCropLaw', 'ViewLaw', 'ViewRecipe', 'Views', 'background_pool', 'byol',
            'check_levels', 'composite', 'crop_saliency', 'inpaint', 'instdisc', 'lewel', 'make_views', 'mean_alpha',
            'moco_v1', 'moco_v2', 'multi_crop', 'paste_options', 'paste_table', 'plan_view', 'preview', 'random_phase',
-           'resized', 'salient_regions', 'scene', 'sheet', 'simclr', 'to_device', 'uniform', 'view_maps', 'view_table']
+           'resized', 'salient_regions', 'scene', 'scene_m', 'sheet', 'simclr', 'to_device', 'uniform', 'view_maps',
+           'view_table']
 
 # %% ../../nbs/augmentation/00_augmentation.ipynb #cadfdfef
 # fmt: off
@@ -28,6 +29,6 @@ _all_ = [
     "SaliencyCrop", "SaliencyCropLaw", "ViewLaw", "ViewRecipe", "Views", "background_pool", "byol", "check_levels",
     "composite", "crop_saliency", "inpaint", "instdisc", "lewel", "make_views", "mean_alpha", "moco_v1", "moco_v2",
     "multi_crop", "paste_options", "paste_table", "plan_view", "preview", "random_phase", "resized", "salient_regions",
-    "scene", "sheet", "simclr", "to_device", "uniform", "view_maps", "view_table",
+    "scene", "scene_m", "sheet", "simclr", "to_device", "uniform", "view_maps", "view_table",
 ]
 # fmt: on

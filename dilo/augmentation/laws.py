@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ORDERS', 'BACKGROUNDS', 'IMAGENET', 'VIEW_RECIPES', 'COLOURS', 'PASTE', 'REGION', 'uniform', 'CropLaw',
            'SaliencyCropLaw', 'JitterLaw', 'PasteLaw', 'ViewLaw', 'ViewRecipe', 'instdisc', 'moco_v1', 'moco_v2',
-           'simclr', 'byol', 'lewel', 'multi_crop', 'scene', 'resized', 'ViewPlan', 'plan_view']
+           'simclr', 'byol', 'lewel', 'multi_crop', 'scene', 'scene_m', 'resized', 'ViewPlan', 'plan_view']
 
 # %% ../../nbs/augmentation/01_laws.ipynb #40c5c924
 from collections import ChainMap
@@ -269,11 +269,20 @@ def multi_crop(size=224, paste=None, small=6):
     )
 
 
-def scene(size=224, paste=None):
-    """Saliency-guided scene contrast, derived from the abstract of Chen et al. (2023). The crops are our choice: both
-    views from one salient region of the image, with BYOL's colours."""
-    recipe = byol(size, paste, scale=(0.2, 1.0))
+def _salient(recipe):
+    "The recipe with crops of salient regions in place of random ones."
     return replace(recipe, views=tuple(replace(v, crop=SaliencyCropLaw(v.crop.scale)) for v in recipe.views))
+
+
+def scene(size=224, paste=None):
+    """Saliency-guided scene contrast on BYOL, derived from the abstract of Chen et al. (2023). The crops are our choice:
+    both views from one salient region of the image, with BYOL's colours."""
+    return _salient(byol(size, paste, scale=(0.2, 1.0)))
+
+
+def scene_m(size=224, paste=None):
+    "The same on MoCo v2: its views, both from one salient region of the image."
+    return _salient(moco_v2(size, paste))
 
 
 VIEW_RECIPES = ChainMap({"multi_crop": multi_crop}, VIEWS)  # no recipe of the pipeline takes more than two views

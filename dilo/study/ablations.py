@@ -131,8 +131,20 @@ ABLATIONS |= {
         ),
         "points over MoCo v2, linear probe, ImageNet top-1, ResNet-50 (LEWEL, CVPR 2022)",
     ),
+    "scene_m": Ablation(
+        "What of scene contrast on MoCo v2: its crops, or its weights?",
+        SCENES,
+        (
+            ("random crops, equal weights (MoCo v2)", "moco", ""),
+            ("random crops, saliency weights", "scene_m_weights", ""),
+            ("salient crops, equal weights", "scene_m_crops", ""),
+            ("salient crops, saliency weights", "scene_m", ""),
+            ("both, by the centre prior", "scene_m_centre", ""),
+        ),
+        "nothing published: our form",
+    ),
     "scene": Ablation(
-        "What of scene contrast: its crops, or its weights?",
+        "What of scene contrast on BYOL: its crops, or its weights?",
         SCENES,
         (
             ("random crops, equal weights (BYOL)", "byol", ""),

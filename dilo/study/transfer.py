@@ -183,7 +183,7 @@ def transfer_section(folder, build):
         ),
         picture(
             transfer_figure(told),
-            "Transfer",
+            "Scores on other tasks",
             "A point is a seed. `nme` is an error: lower is better.",
             told.drop(columns="settings"),
         ),
@@ -193,7 +193,8 @@ def transfer_section(folder, build):
         runs = sorted((Path(build) / task).glob("*-*/best.png"))
         for run in [r.parent for r in runs if not r.parent.name.startswith("random")][:1]:
             name = f"{task}: {run.name.rpartition('-')[0]}, seed {run.name.rpartition('-')[2]}"
+            quality = pd.read_csv(run / "quality.csv")
             for part in ("best", "worst"):
                 caption = f"The four photos that went {part}: the truth, then the prediction."
-                parts.append(picture(run / f"{part}.png", f"{name}, {part}", caption))
+                parts.append(picture(run / f"{part}.png", f"{name}, {part}", caption, quality))
     return parts + again

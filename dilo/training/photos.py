@@ -39,7 +39,7 @@ def _values_for(count, changed):
         byol=dict(hidden=1024, dim=128),
         lewel_b=dict(hidden=1024, dim=128, eman=False),
     )
-    return values | {name: dict(queue=queue) for name in ("moco_v1", "moco_v2", "lewel_m")}
+    return values | {name: dict(queue=queue) for name in ("moco_v1", "moco_v2", "lewel_m", "scene_m")}
 
 # %% ../../nbs/training/09_photos.ipynb #a9b6e8b7
 def _check_count(count, settings, recipe):

@@ -24,7 +24,7 @@ from .faces import ATTRIBUTE_LAYOUTS, FACE_LABEL_LAYOUTS, POINT_LAYOUTS
 from .fine import LABEL_LAYOUTS
 from .loop import Examples, Fit, learn, load_network, new_accelerator, precise_norm, predict, worker_count
 from .own import read_own_attributes, read_own_pixels, read_own_points
-from .pictures import best_and_worst, drawn, sheet, write_transfer_page
+from .pictures import best_and_worst, drawn, quality_table, sheet, write_transfer_page
 from .protocols import protocol_of
 from .scenes import BOX_LAYOUTS, PIXEL_LAYOUTS
 from .sets import LabelSet, Problems, check_photos, part_of, settle
@@ -221,10 +221,10 @@ def one_encoder(task, encoder, sets, protocol, seed, folder, made, frozen, accel
 
 # %% ../../nbs/transfer/12_command.ipynb #bf401ffd
 # fmt: off
-def _pictures(task, test, networks, records):
+def _pictures(task, test, networks, records, quality):
     "Rows of pictures of the photos that went best and worst with the first encoder: truth, and what each encoder predicts."
     out = {}
-    for heading, rows in best_and_worst(task, test, next(iter(records.values()))).items():
+    for heading, rows in best_and_worst(quality).items():
         out[heading] = []
         for row in rows:
             pictures = [drawn(task, test, row)]
@@ -282,12 +282,14 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
         results = dict(task=task, protocol=protocol, layout=layout, published=recipe.published, ours=recipe.ours,
                        command=command, about=about, scores=scores, made=made, machine=made_on(accelerator.device))
         if accelerator.is_main_process:
-            pictures = _pictures(task, test, networks, records)
+            quality = quality_table(task, test, records)
+            pictures = _pictures(task, test, networks, records, quality)
             write_json(Path(out) / "results.json", results)
             save = {f"{heading.lower()}.png": sheet(rows) for heading, rows in pictures.items()}
             for name, image in save.items():
                 write_atomically(Path(out) / name, lambda part, image=image: image.quantize(192).save(part, format="png"))
-            write_transfer_page(Path(out) / "index.html", results, pictures)
+            write_transfer_page(Path(out) / "index.html", results, pictures, quality)
+            write_atomically(Path(out) / "quality.csv", lambda part: quality.to_csv(part, index=False))
     return scores
 
 # %% ../../nbs/transfer/12_command.ipynb #5dae8f4c

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'draw_boxes', 'draw_numbers', 'draw_points', 'draw_text', 'drawn', 'sheet', 'score_table', 'reported_table',
-           'write_transfer_page', 'best_and_worst']
+           'write_transfer_page', 'quality_table', 'best_and_worst']
 
 # %% ../../nbs/transfer/11_pictures.ipynb #231e9a65
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
@@ -156,8 +158,9 @@ class _Shown:
         self.image.quantize(192).save(buffer, format="png", optimize=True)
 
 # %% ../../nbs/transfer/11_pictures.ipynb #fb7287b9
-def write_transfer_page(path, results, rows):
-    "The page of a run. results: content of results.json; rows: by heading, rows of pictures (truth, then predictions)."
+def write_transfer_page(path, results, rows, quality):
+    """The page of a run. results: content of results.json; rows: by heading, rows of pictures (truth, then
+    predictions). quality: of `quality_table`."""
     told = [paragraph(line) for line in results["about"]]
     sections = {
         "Scores": [
@@ -182,13 +185,21 @@ def write_transfer_page(path, results, rows):
     for heading, pictures in rows.items():
         caption = "Each row: the truth, what the network with this encoder predicts, and the one with a random encoder."
         caption += " Boxes with a score below .5 are not drawn." if results["task"] == "detect" else ""
-        sections[heading] = [picture(_Shown(sheet(pictures)), heading, caption)]
+        sections[heading] = [picture(_Shown(sheet(pictures)), f"{heading} test photos", caption, quality)]
     sections["Again"] = [paragraph("The same numbers, on the same kind of machine:"), commands(results["command"])]
     write_page(path, f"Transfer: {results['task']}", sections)
 
 
-def best_and_worst(task, one, records, count=4):
-    "The rows of the photos that went best and worst, by the quality of their records."
-    quality = np.array([TASKS[task].quality(record, one, row) for row, record in enumerate(records)])
-    order = np.argsort(-quality, kind="stable")
+def quality_table(task, one, records):
+    "How well each test photo went, the higher the better: `photo`, and a column for each encoder of records, by its name."
+    names = ["/".join(Path(path).parts[-2:]) for path in one.paths]
+    rated = {
+        name: [TASKS[task].quality(record, one, row) for row, record in enumerate(own)] for name, own in records.items()
+    }
+    return pd.DataFrame({"photo": names} | rated)
+
+
+def best_and_worst(quality, count=4):
+    "The rows of the photos that went best and worst with the first encoder. quality: of `quality_table`."
+    order = np.argsort(-quality.iloc[:, 1].to_numpy(), kind="stable")
     return {"Best": order[:count].tolist(), "Worst": order[::-1][:count].tolist()}

@@ -17,11 +17,11 @@ from dilo.training.models import (
 )
 
 # %% ../../../nbs/training/methods/01_moco.ipynb #c77f1bc9
-def info_nce(query, positive, negatives, temperature, own_negative=None, rows=None):
+def info_nce(query, positive, negatives, temperature, own_negative=None, rows=None, weight=None):
     """InfoNCE (He et al., CVPR 2020, equation 1): the loss and the share of queries nearest to their positive, scalars.
 
     query, positive: `(B, dim)`, negatives: `(K, dim)`, all on the unit sphere. own_negative: `(N, dim)`, one extra
-    negative for each of the queries rows `(N,)`."""
+    negative for each of the queries rows `(N,)`. weight: `(B,)`, of the queries in the loss, with mean 1; by default 1."""
     with torch.autocast(query.device.type, enabled=False):  # bf16 would round similarities to 1/256
         own = (query * positive).sum(1, keepdim=True)
         logits = torch.cat([own, query @ negatives.T], dim=1) / temperature
@@ -30,7 +30,10 @@ def info_nce(query, positive, negatives, temperature, own_negative=None, rows=No
             extra[rows] = (query[rows] * own_negative).sum(1) / temperature
             logits = torch.cat([logits, extra[:, None]], dim=1)
     target = torch.zeros(len(query), dtype=torch.long, device=query.device)
-    return F.cross_entropy(logits, target), (logits.argmax(1) == 0).float().mean()
+    nearest = (logits.argmax(1) == 0).float().mean()
+    if weight is None:
+        return F.cross_entropy(logits, target), nearest
+    return (weight * F.cross_entropy(logits, target, reduction="none")).mean(), nearest
 
 # %% ../../../nbs/training/methods/01_moco.ipynb #5eb16e84
 def spread(embeddings):
@@ -44,7 +47,7 @@ class MoCo(nn.Module):
     `moco_v1` and `moco_v2` have the papers' defaults. queue: number K of negatives. momentum: m of the key encoder.
     temperature: of InfoNCE. shuffle: whether several processes encode the keys in a shuffled order. A negative with
     the background of a query (`views.negative`) counts for that query only and does not enter the queue.
-    `forward(views)` returns the loss and a dictionary of scalars."""
+    `forward(views)` returns the loss and a dictionary of scalars; it takes a `weight` of the queries, as `info_nce` does."""
 
     def __init__(self, encoder, head, *, dim, queue, momentum, temperature, shuffle):
         super().__init__()
@@ -54,7 +57,7 @@ class MoCo(nn.Module):
         self.momentum, self.temperature, self.shuffle = momentum, temperature, shuffle
         self.new_keys = []
 
-    def forward(self, views):
+    def forward(self, views, weight=None):
         query = F.normalize(self.head(self.encoder(views.first)).float(), dim=1)
         images, order = views.second, None
         if self.shuffle and processes() > 1:
@@ -67,7 +70,7 @@ class MoCo(nn.Module):
         key = key if order is None else unshuffle(key, order)
         self.new_keys.append(key)
         negatives = self.queue.keys
-        loss, accuracy = info_nce(query, key, negatives, self.temperature, own_negative, views.negative_rows)
+        loss, accuracy = info_nce(query, key, negatives, self.temperature, own_negative, views.negative_rows, weight)
         positive = (query.detach() * key).sum(1).mean()
         negative = query.detach().mean(0) @ negatives.mean(0)  # the mean of all their products
         return loss, {"accuracy": accuracy, "positive": positive, "negative": negative, "spread": spread(query)}
