@@ -199,6 +199,24 @@ def test_a_network_without_stages_is_refused(place, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("task", ["detect", "landmarks"])
+def test_a_network_of_timm_does_what_a_resnet_does(place, tmp_path, task):
+    pytest.importorskip("timm")
+    model = dict(backbone="timm/convnext_atto", width=64, stem="imagenet")
+    torch.manual_seed(8)
+    save_encoder(build_encoder(**model), tmp_path / "convnext.safetensors", **model)
+    command = command_of(place, task, tmp_path / "out", "--length", 1, "--batch", 8)
+    command[2] = str(tmp_path / "convnext.safetensors")
+    assert main(command) == 0
+    scores = json.loads((tmp_path / "out/results.json").read_text())["scores"]
+    assert set(scores) == {command[2], "random"}
+    before = load_file(tmp_path / "convnext.safetensors")
+    after = load_file(tmp_path / "out/encoder/model.safetensors")
+    shared = {name: next(key for key in after if key.endswith(name)) for name in before if "stages.3" in name}
+    assert len(shared) > 10 and all(after[key].shape == before[name].shape for name, key in shared.items())
+    assert any(not torch.equal(after[key], before[name]) for name, key in shared.items())
+
+
 def test_broken_photos_are_named_or_left_out(place, tmp_path, capsys):
     objects = tmp_path / "objects"
     shutil.copytree(place / "objects", objects)
