@@ -14,7 +14,7 @@ __all__ = ['BACKGROUNDS', 'IMAGENET', 'VIEW_RECIPES', 'BackgroundPool', 'CropLaw
 # fmt: off
 from dilo.augmentation.laws import (
     BACKGROUNDS, IMAGENET, VIEW_RECIPES, CropLaw, JitterLaw, PasteLaw, SaliencyCropLaw, ViewLaw, ViewRecipe, byol,
-    instdisc, lewel, moco_v1, moco_v2, multi_crop, plan_view, resized, scene, simclr, uniform,
+    instdisc, lewel, moco_v1, moco_v2, multi_crop, plan_view, resized, scene, scene_m, simclr, uniform,
 )
 from .pixels import composite, inpaint, random_phase, to_device
 from dilo.augmentation.engine import (
