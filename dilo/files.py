@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARK', 'LOCK', 'write_atomically', 'append_lines', 'new_array', 'open_array', 'read_json', 'write_json', 'read_table',
-           'written_by', 'check_outputs', 'check_inside', 'claimed', 'InPool']
+           'written_by', 'check_outputs', 'check_inside', 'claimed', 'pool_options']
 
 # %% ../nbs/00_files.ipynb #0d0646a9
 import errno
@@ -203,29 +203,17 @@ def claimed(folder, command, inputs=()):
         lock.release()
 
 # %% ../nbs/00_files.ipynb #10a9c2dc
-_watched = set()
-
-
 def _end_with(parent):
-    "In a process that `parent` started: from now on it ends within a second of its parent. Elsewhere nothing happens."
-    if os.getppid() != parent or parent in _watched:
-        return
+    "Ends this process within a second of `parent`, which has started it."
 
     def watch():
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 
-    _watched.add(parent)
     threading.Thread(target=watch, daemon=True).start()
 
 
-class InPool:
-    "A function for a pool of processes, made where the pool is made: a process that has called it ends with its parent."
-
-    def __init__(self, function):
-        self.function, self.parent = function, os.getpid()
-
-    def __call__(self, *arguments, **options):
-        _end_with(self.parent)
-        return self.function(*arguments, **options)
+def pool_options():
+    "Options of joblib's backend loky with which the processes of a pool end with this one, even if it is killed."
+    return dict(initializer=_end_with, initargs=(os.getpid(),))

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..files import InPool, new_array, open_array, read_json, write_atomically
+from ..files import new_array, open_array, pool_options, read_json, write_atomically
 from .index import SPLITS, _progress, _read, _write_csv, read_index
 from .pictures import decode_photo, read_mask
 from .world import mask_boxes
@@ -103,12 +103,11 @@ def _pack(table, rows, shapes, out, size, jobs, progress, mask_class):
     try:
         for name, shape in shapes.items():
             new_array(parts[name], shape)
-        packed = joblib.delayed(InPool(_pack_rows))
         tasks = [
-            packed(parts["images.npy"], parts.get("masks.npy"), i, rows[i : i + 64], size, mask_class)
+            joblib.delayed(_pack_rows)(parts["images.npy"], parts.get("masks.npy"), i, rows[i : i + 64], size, mask_class)
             for i in range(0, len(rows), 64)
         ]
-        done = joblib.Parallel(n_jobs=jobs, return_as="generator")(tasks)
+        done = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator", **pool_options())(tasks)
         boxes = list(_progress(done, len(tasks), "packing, 64 images a step", progress))
         table[["x0", "y0", "x1", "y1"]] = np.concatenate(boxes) if "masks.npy" in shapes else pd.NA
         _write_csv(table, parts["index.csv"])

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from ..files import InPool, check_outputs, claimed, new_array, open_array, read_json, write_atomically
+from ..files import check_outputs, claimed, new_array, open_array, pool_options, read_json, write_atomically
 from ..data import list_photos, pair_masks, read_mask, tell
 from .maps import read_photo, saliency_maps
 from dilo.saliency.networks import (
@@ -63,8 +63,8 @@ def pack_photos(photos, work, masks=None, jobs=1, progress=True, mask_class=None
         record.unlink(missing_ok=True)  # from here on the arrays are not what it says
         images = new_array(work / "images.npy", (len(pairs), 3, SIDE, SIDE))
         drawn = new_array(work / "masks.npy", (len(pairs), 1, SIDE, SIDE))
-        tasks = (delayed(InPool(_read_row))(*pair, mask_class) for pair in pairs)
-        read, problems = Parallel(n_jobs=jobs, return_as="generator")(tasks), []
+        tasks = (delayed(_read_row)(*pair, mask_class) for pair in pairs)
+        read, problems = Parallel(n_jobs=jobs, backend="loky", return_as="generator", **pool_options())(tasks), []
         for i, (image, mask, problem) in enumerate(tqdm(read, "photos", len(pairs), unit="img", disable=not progress)):
             images[i], drawn[i] = 0 if image is None else image, 0 if mask is None else mask
             problems.append(problem)

@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 from . import filters, methods, superpixels
-from ..files import InPool, append_lines, check_inside, claimed, new_array, open_array, read_table, write_atomically
+from ..files import append_lines, check_inside, claimed, new_array, open_array, pool_options, read_table, write_atomically
 from ..data import decode_photo, list_photos, tell
 from .methods import at_size
 from .scores import to_levels
@@ -64,7 +64,7 @@ def _backend(name, jobs):
         from ray.util.joblib import register_ray
 
         register_ray()
-    return parallel_config(backend=name, n_jobs=jobs)
+    return parallel_config(backend=name, n_jobs=jobs, **(pool_options() if name == "loky" else {}))
 
 def _in_order(tasks, backend):
     "Yields the results of joblib's tasks in order, as they come; with Ray, which cannot yield, in groups."
@@ -185,7 +185,7 @@ def saliency_maps(images, method="rbd", size=224, jobs=1, progress=True, out=Non
                 results = (_maps_of(piece, function, size, largest) for piece in pieces)
             else:
                 _warm(function)
-                results = _in_order((delayed(InPool(_maps_of))(p, function, size, largest) for p in pieces), backend)
+                results = _in_order((delayed(_maps_of)(p, function, size, largest) for p in pieces), backend)
             for start, piece in zip(todo, results):
                 maps[start : start + PIECE] = piece
                 if record is not None:
@@ -346,7 +346,7 @@ def _fill(photos, out, listed, name, function, share, made_by, jobs, progress, b
             results = (share(piece, known=before) for piece, before in tasks)
         else:
             _warm(function)
-            results = _in_order((delayed(InPool(share))(piece, known=before) for piece, before in tasks), backend)
+            results = _in_order((delayed(share)(piece, known=before) for piece, before in tasks), backend)
         for done in results:
             append_lines(record, [json.dumps(entry) for entry in done if known.get(entry["photo"]) != entry])
             entries += done
