@@ -1,6 +1,7 @@
 # make repro    runs the pipeline and says where the report is   (PROFILE=smoke for three minutes of everything)
 # make verify   compares the finished runs with the committed ones: the same bits, within the spread of seeds, or neither
 # make test     runs every test
+# make faults   kills every command at thirty random moments (more than an hour)
 # make setup    installs everything into .venv, which the others do too where need be
 # make lab      opens the notebooks in JupyterLab
 # make export   writes dilo/ and README.md from the notebooks
@@ -12,7 +13,7 @@ PROFILE ?= default
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 SETUP := .venv/.installed
 
-.PHONY: help setup repro verify test lab export lint docs
+.PHONY: help setup repro verify test faults lab export lint docs
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -33,6 +34,11 @@ test: export OMP_NUM_THREADS := 1
 test: $(SETUP)
 	nbdev_test --n_workers 2
 	pytest -n 2 --dist loadgroup
+
+faults: export OMP_NUM_THREADS := 1
+faults: export DILO_FAULTS := 30
+faults: $(SETUP)
+	pytest -s tests/faults
 
 lab: $(SETUP)
 	jupyter lab nbs
