@@ -50,7 +50,7 @@ export: $(SETUP)
 
 lint: $(SETUP)
 	ruff check nbs docs tests benchmarks
-	ruff check --select F821 dilo
+	ruff check --preview --select F821,PLW1514 dilo
 
 docs: $(SETUP)
 	sphinx-build -q -W --keep-going -j auto -c docs -d _docs/doctrees . _docs/html

@@ -55,13 +55,13 @@ def _jobs(text):
 def _is_json(file):
     "Whether a file holds the numbers of an earlier `dilo evaluate`."
     try:
-        return json.loads(Path(file).read_text()).get("written_by") == "dilo evaluate"
+        return json.loads(Path(file).read_text(encoding="utf-8")).get("written_by") == "dilo evaluate"
     except (OSError, ValueError, AttributeError):
         return False
 
 def _is_scores(file):
     "Whether a file holds the scores of an earlier `dilo saliency-score`."
-    with open(file, errors="replace") as f:
+    with open(file, encoding="utf-8", errors="replace") as f:
         return f.readline().startswith("image,max_f,")
 
 def _is_sheet(file):
@@ -612,7 +612,7 @@ def main(argv=None):
               "processes (--jobs)", file=sys.stderr)
         return 2
     except Exception as error:  # nobody foresaw it
-        with tempfile.NamedTemporaryFile("w", prefix="dilo-", suffix=".txt", delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="dilo-", suffix=".txt", delete=False) as file:
             file.write(traceback.format_exc())
         said = str(error).split("\n")[0] or type(error).__name__
         print(f"dilo: {said} (an error that dilo did not foresee; where it arose stands in {file.name})", file=sys.stderr)

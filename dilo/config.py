@@ -748,7 +748,7 @@ def write_outcomes(settings, folder):
         if file.stem not in settings.recipes:
             file.unlink()
     for name in settings.recipes:
-        (folder / f"{name}.json").write_text(json.dumps(settings.outcome(name), indent=1) + "\n")
+        (folder / f"{name}.json").write_text(json.dumps(settings.outcome(name), indent=1) + "\n", encoding="utf-8")
 
 
 def main(argv=None):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARK', 'LOCK', 'write_atomically', 'append_lines', 'new_array', 'open_array', 'read_json', 'write_json', 'read_table',
-           'written_by', 'check_outputs', 'check_inside', 'claimed', 'pool_options']
+           'check_sums', 'written_by', 'check_outputs', 'check_inside', 'claimed', 'pool_options']
 
 # %% ../nbs/00_files.ipynb #0d0646a9
 import errno
@@ -15,6 +15,7 @@ import shutil
 import socket
 import threading
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def write_atomically(path, write):
 def append_lines(path, lines):
     "Adds lines to a text file. OSError names it."
     try:
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -98,7 +99,7 @@ def write_json(path, values):
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     text = json.dumps(plain(values), indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(text))
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_table(path, columns=(), remedy="write it again", least=0, **options):
@@ -115,6 +116,19 @@ def read_table(path, columns=(), remedy="write it again", least=0, **options):
         raise ValueError(f"{path}: has {len(table)} rows, and needs {least}; {remedy}")
     return table
 
+# %% ../nbs/00_files.ipynb #0ebafb40
+def check_sums(path):
+    "Compares a file of `torch.save` with the checksums in it; ValueError where they differ. Other files pass."
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except Exception as error:  # zipfile raises many kinds
+        raise ValueError(f"a damaged archive: {error}") from error
+    if wrong is not None:
+        raise ValueError(f"a damaged archive: the checksum of {wrong} does not fit")
+
 # %% ../nbs/00_files.ipynb #eef2c9fb
 MARK, LOCK = ".dilo", ".dilo.lock"
 
@@ -122,7 +136,7 @@ MARK, LOCK = ".dilo", ".dilo.lock"
 def written_by(folder):
     "The command that wrote a folder, as its mark says; None if it has no mark."
     try:
-        return json.loads((Path(folder) / MARK).read_text()).get("written_by")
+        return json.loads((Path(folder) / MARK).read_text(encoding="utf-8")).get("written_by")
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -191,13 +205,13 @@ def claimed(folder, command, inputs=()):
         lock.acquire(timeout=0)
     except Timeout:
         try:
-            first = "process {process} on {host}".format(**json.loads(mark.read_text()))
+            first = "process {process} on {host}".format(**json.loads(mark.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError):
             first = "another process"
         raise ValueError(f"{folder}: {first} is at work here; wait for it, or give another folder") from None
     try:
         about = {"written_by": command, "process": os.getpid(), "host": socket.gethostname()}
-        write_atomically(mark, lambda part: part.write_text(json.dumps(about) + "\n"))
+        write_atomically(mark, lambda part: part.write_text(json.dumps(about) + "\n", encoding="utf-8"))
         yield folder
     finally:
         lock.release()

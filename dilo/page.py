@@ -137,10 +137,10 @@ def write_page(path, title, sections, style=""):
         index="\n".join(f'<li><a href="#part-{n}">{heading}</a></li>' for n, heading in enumerate(sections, 1)),
         sections="\n".join(_section(n, heading, parts) for n, (heading, parts) in enumerate(sections.items(), 1)),
     )
-    write_atomically(path, lambda part: part.write_text(text))
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def is_page(file):
     "Whether a file is a page that dilo wrote."
-    with open(file, errors="replace") as f:
+    with open(file, encoding="utf-8", errors="replace") as f:
         return '<meta name="generator" content="dilo">' in f.read(1000)

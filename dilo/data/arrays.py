@@ -91,7 +91,7 @@ def _stream(table, out, size, mask_class):
     for name in ("index.csv", "masks.npy", "images.npy"):
         (out / name).unlink(missing_ok=True)
     kept = {"size": size, "mask_class": mask_class}
-    write_atomically(out / "streamed.json", lambda part: part.write_text(json.dumps(kept)))
+    write_atomically(out / "streamed.json", lambda part: part.write_text(json.dumps(kept), encoding="utf-8"))
     without_boxes = table.assign(x0=pd.NA, y0=pd.NA, x1=pd.NA, y1=pd.NA)
     write_atomically(out / "index.csv", lambda part: _write_csv(without_boxes, part))
     return read_index(out)

@@ -114,7 +114,11 @@ def _kind(entry, name):
         if not entry.is_file():
             return "a link to nothing, or no regular file"
         if name != name.encode(errors="replace").decode():
-            return "its name is not UTF-8: rename it"
+            try:
+                os.fsencode(name).decode("utf-8")
+            except UnicodeDecodeError:
+                return "its name is not UTF-8: rename it"
+            return "its name cannot be read in this locale: set PYTHONUTF8=1"
         return _missing(ending) or "photo"
     if ending in OTHER_PICTURES:
         return f"{ending} is not a kind that dilo reads: convert it"

@@ -86,7 +86,8 @@ def _finished(work):
     "The finished pieces by number, each with what was wrong with its photos, by row."
     done = {}
     for file in sorted(work.glob("done-*")):
-        for line in file.read_text(errors="replace").split("\n")[:-1]:  # what follows the last end of a line is cut short
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+        for line in lines[:-1]:  # what follows the last end of a line is cut short
             try:
                 number, problems = json.loads(line)
             except ValueError:
@@ -131,7 +132,7 @@ def _is_ours(file):
     if file.suffix == ".npy" and not _beside(file).is_file():
         return False
     told = _beside(file) if file.suffix == ".npy" else file
-    with open(told, errors="replace") as f:
+    with open(told, encoding="utf-8", errors="replace") as f:
         return f.readline().strip() == "photo" if told.name.endswith(".photos.csv") else f.readline().startswith("photo,f0")
 
 

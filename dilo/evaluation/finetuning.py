@@ -113,7 +113,7 @@ def read_part(path, names):
     """Row numbers int64, ascending, of the images whose file names are listed in the text file `path`, one per line.
 
     names: the path of each row. Raises ValueError naming lines that match no image or several."""
-    wanted = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+    wanted = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = {}
     for row, name in enumerate(names):
         rows.setdefault(Path(name).name, []).append(row)

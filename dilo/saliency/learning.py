@@ -19,7 +19,9 @@ from accelerate import Accelerator
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from ..files import check_outputs, claimed, new_array, open_array, pool_options, read_json, write_atomically
+from dilo.files import (
+    check_outputs, check_sums, claimed, new_array, open_array, pool_options, read_json, write_atomically,
+)
 from ..data import list_photos, pair_masks, read_mask, tell
 from .maps import read_photo, saliency_maps
 from dilo.saliency.networks import (
@@ -71,7 +73,7 @@ def pack_photos(photos, work, masks=None, jobs=1, progress=True, mask_class=None
         images.flush()
         drawn.flush()
         known = {"listed": listed, "problems": problems}
-        write_atomically(record, lambda part: part.write_text(json.dumps(known)))
+        write_atomically(record, lambda part: part.write_text(json.dumps(known), encoding="utf-8"))
     rows = np.array([i for i, problem in enumerate(known["problems"]) if problem is None], int)
     if not len(rows):
         raise ValueError(f"{photos}: no photo can be read; {known['problems'][0]}")
@@ -108,6 +110,7 @@ class _Run:
         if not self.file.is_file():
             return None
         try:
+            check_sums(self.file)
             state = torch.load(self.file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{self.file}: cannot be read as a checkpoint ({error}); delete it to train anew") from error

@@ -36,7 +36,11 @@ def _code(method):
         return str(method.made_by)
     function = method.func if isinstance(method, partial) else method
     files = {inspect.getsourcefile(function), superpixels.__file__, filters.__file__, methods.__file__}
-    text = "".join(Path(file).read_text() if Path(file).is_file() else inspect.getsource(function) for file in sorted(files))
+    read = (
+        Path(file).read_text(encoding="utf-8") if Path(file).is_file() else inspect.getsource(function)
+        for file in sorted(files)
+    )  # fmt: skip
+    text = "".join(read)
     return hashlib.sha256(text.encode()).hexdigest()
 
 def _made_by(method, name, size, largest):
@@ -124,7 +128,7 @@ def _opened(out, shape, made_by):
     out, record = Path(out), _record_of(out)
     header, kept = json.dumps({**made_by, "shape": shape}), []
     if out.is_file() and record.is_file():
-        first, *lines = record.read_text(errors="replace").split("\n")
+        first, *lines = record.read_text(encoding="utf-8", errors="replace").split("\n")
         whole = re.compile("[0-9]+ [0-9a-f]{64}").fullmatch  # an incomplete line is ignored
         kept = [line for line in lines if whole(line)] if first == header else []
     _rewrite(record, [header, *kept])
@@ -136,7 +140,7 @@ def _opened(out, shape, made_by):
 def _rewrite(record, lines):
     "Replaces a record atomically."
     record.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(record, lambda part: part.write_text("".join(line + "\n" for line in lines)))
+    write_atomically(record, lambda part: part.write_text("".join(line + "\n" for line in lines), encoding="utf-8"))
 
 # %% ../../nbs/saliency/06_maps.ipynb #32cb9e8f
 def saliency_maps(images, method="rbd", size=224, jobs=1, progress=True, out=None, backend="loky", device=None):
@@ -260,7 +264,7 @@ def _known(record, made_by):
     "Entries of a record by photo, without those that had a problem; none if the maps were made another way."
     if not record.is_file():
         return {}
-    first, *lines = record.read_text(errors="replace").split("\n")
+    first, *lines = record.read_text(encoding="utf-8", errors="replace").split("\n")
     if first != json.dumps(made_by):
         return {}
     done = {}
@@ -285,7 +289,7 @@ def _maps_of_before(out):
 
 def _maps_in_record(file):
     "The maps that a record lists, however they were made."
-    lines = file.read_text(errors="replace").split("\n")[1:]
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[1:]
     return {json.loads(line)["map"] for line in lines if line.startswith('{"photo"') and line.endswith("}")} - {None}
 
 def _remove_maps(out, names):

@@ -41,7 +41,7 @@ def _world(settings, folder):
     file = folder / "made.json"
     if not (file.is_file() and read_json(file) == made):
         write_transfer_world(folder, **made)
-        write_atomically(file, lambda part: part.write_text(json.dumps(made)))
+        write_atomically(file, lambda part: part.write_text(json.dumps(made), encoding="utf-8"))
 
 
 def _control(settings, seed):
@@ -80,7 +80,7 @@ def run_transfer(settings, place, progress=False):
                 options = dict(layout=layout, protocol=protocol, seed=seed, length=settings.transfer.epochs)
                 options |= dict(label=name, control=False, progress=progress)
                 found = _anew(task, encoder, out / "world" / part, folder, options)[name]
-                made = json.loads((folder / "results.json").read_text())["made"]
+                made = json.loads((folder / "results.json").read_text(encoding="utf-8"))["made"]
                 about = dict(task=task, protocol=protocol, encoder=name, seed=seed)
                 last = dict(code=made["code"], settings=json.dumps(made, sort_keys=True))
                 rows += [about | dict(score=score, value=found[score]) | last for score in scores]

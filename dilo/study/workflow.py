@@ -72,7 +72,7 @@ def write_readme(root):
     (root / "nbs/images").mkdir(exist_ok=True)
     for name, content in pictures.items():
         (root / "nbs/images" / name).write_bytes(content)
-    (root / "README.md").write_text(text)
+    (root / "README.md").write_text(text, encoding="utf-8")
 
 # %% ../../nbs/study/11_workflow.ipynb #d7778270
 def write_pages(folder):
@@ -93,7 +93,7 @@ def write_pages(folder):
     for path in sorted(Path(folder).glob("*.ipynb")):
         page = exporter.from_filename(str(path))[0]
         page = re.sub(r'<script[^>]*(?:src=""|type="module")[^>]*>.*?</script>', "", page, flags=re.S)
-        path.with_suffix(".html").write_text(page)
+        path.with_suffix(".html").write_text(page, encoding="utf-8")
 
 # %% ../../nbs/study/11_workflow.ipynb #6e9cb0a0
 def main(argv=None):

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..files import write_atomically
+from ..files import check_sums, write_atomically
 from .backbones import build_encoder, trunk_of
 
 # %% ../../nbs/training/04_checkpoints.ipynb #5e3e893e
@@ -65,6 +65,7 @@ def save_checkpoint(folder, state):
 def load_checkpoint(path):
     "The dictionary that `save_checkpoint` wrote. Raises ValueError naming the file if it cannot be read."
     try:
+        check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
         said = str(e).split("\n")[0]

@@ -294,7 +294,7 @@ def _write_folder(out, files, given):
         raise FileExistsError(f"{out}: is a file; give a folder")
     out.mkdir(parents=True, exist_ok=True)
     there = {p.name for p in out.iterdir()} - {f"{name}.part" for name in _KNOWN}
-    ours = (out / "README.md").is_file() and MARK in (out / "README.md").read_text(errors="replace")
+    ours = (out / "README.md").is_file() and MARK in (out / "README.md").read_text(encoding="utf-8", errors="replace")
     if there - _KNOWN or (there and not ours):
         raise FileExistsError(
             f"{out}: holds something else than an earlier export ({', '.join(sorted(there))}); give a new folder"

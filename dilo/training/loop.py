@@ -89,7 +89,8 @@ class _RunFolder:
                 # the encoder is removed last: as long as it is there, the run counts as finished
                 for name in ("last.pt", "previous.pt", "history.csv", "encoder.safetensors"):
                     (self.path / name).unlink(missing_ok=True)
-            write_atomically(self.path / "settings.json", lambda p: p.write_text(json.dumps(made, indent=1)))
+            told = json.dumps(made, indent=1)
+            write_atomically(self.path / "settings.json", lambda p: p.write_text(told, encoding="utf-8"))
         self.accelerator.wait_for_everyone()
 
     def save(self, state):

@@ -99,7 +99,7 @@ def made_by(settings, recipe, seed, images, rows, saliency, processes=1, encoder
         out["model.start"] = hashlib.sha256(Path(start).read_bytes()).hexdigest()
     package = Path(dilo.__file__).parent
     files = [file for pattern in LEARNING_CODE for file in sorted(package.glob(pattern))]
-    lines = (line for file in files for line in file.read_text().splitlines(keepends=True))
+    lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines(keepends=True))
     code = "".join(line for line in lines if not line.startswith("#"))  # not the comments that nbdev writes
     out |= dict(seed=seed, processes=processes, torch=str(torch.__version__))
     out |= dict(code=hashlib.sha256(code.encode()).hexdigest(), images=_checksum(images), rows=_checksum(rows))
@@ -110,7 +110,7 @@ def made_by(settings, recipe, seed, images, rows, saliency, processes=1, encoder
 def _processor():
     "The name of the processor, with family and model where the system tells them: names alone are shared by several."
     try:
-        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines())
         told = {key.strip(): value.strip() for key, _, value in reversed(list(lines))}
         return f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
     except (OSError, KeyError):  # not Linux, or not an x86 processor

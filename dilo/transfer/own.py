@@ -193,7 +193,7 @@ def _write_scenes(folder, split, count, options):
         _save(image, folder / f"pixels/{split}/{name}")
         Image.fromarray(numbers).save(folder / f"pixels/{split}_masks/{name}")
     write_json(folder / f"scenes/annotations/instances_{split}2017.json", told)
-    (folder / "pixels/classes.txt").write_text("\n".join(["ground", *CLASSES]) + "\n")
+    (folder / "pixels/classes.txt").write_text("\n".join(["ground", *CLASSES]) + "\n", encoding="utf-8")
 
 # %% ../../nbs/transfer/10_own.ipynb #61da8d25
 def _write_objects(folder, split, count, options):

@@ -51,9 +51,10 @@ def ended(child, since, kill):
 
 for line in sys.stdin:
     asked = json.loads(line)
+    words = [os.fsdecode(word.encode()) for word in asked["arguments"]]  # as a shell hands them over
     with tempfile.TemporaryFile() as log:
         begun = time.monotonic()
-        child = started(asked["arguments"], asked["folder"], log)
+        child = started(words, os.fsdecode(asked["folder"].encode()), log)
         status = ended(child, begun, asked["kill"])
         seconds = time.monotonic() - begun
         log.seek(0)

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import running
 from PIL import Image
 
 from dilo.data import render_world
 from dilo.training import Encoder, save_encoder
 
-ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("DILO_FAULTS", 1))
 SMALL = [f"--set={s}" for s in ("model.width=8", "data.size=40", "train.precision=fp32", "saliency.size=64")]
 SMALL += ["--size", "32", "--epochs", "4", "--batch", "16", "--jobs", "1", "--quiet"]
@@ -41,7 +39,13 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def run():
+    with running() as ask:
+        yield ask
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, run):
     "Photos of the world in classes, an encoder and a finished run, in a folder; nothing in it changes."
     folder = tmp_path_factory.mktemp("kills")
     world = render_world(96, size=48)
@@ -51,26 +55,9 @@ def place(tmp_path_factory):
         Image.fromarray(np.moveaxis(image, 0, 2)).save(part / f"{number:02}.png")
     torch.manual_seed(8)
     save_encoder(Encoder("resnet18", 8, "small"), folder / "e.safetensors", backbone="resnet18", width=8, stem="small")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(place):
-    "A function that runs a command in a folder, killed after some seconds or not, and tells how it ended."
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    runner = [sys.executable, str(Path(__file__).with_name("runner.py"))]
-    process = subprocess.Popen(runner, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-
-    def ask(arguments, folder, kill=None):
-        process.stdin.write(json.dumps(dict(arguments=arguments, folder=str(folder), kill=kill)) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-
-    done = ask([*PRETRAIN[:3], "run", *PRETRAIN[4:], "moco"], place)
+    done = run([*PRETRAIN[:3], "run", *PRETRAIN[4:], "moco"], folder)
     assert done["status"] == 0, done["said"]
-    yield ask
-    process.stdin.close()
-    process.wait(60)
+    return folder
 
 
 def inputs(place, folder):
