@@ -1,0 +1,63 @@
+"""A full disk: each command says which file had no room; once there is room, the same command ends as if nothing had been.
+
+Needs to be allowed to mount a small disk. `make test` fills it once in two commands, `make faults` at more sizes in all."""
+
+import os
+import subprocess
+
+import pytest
+from commands import COMMANDS, contents, inputs, prepared, running
+
+MANY = int(os.environ.get("DILO_FAULTS", 1)) > 1
+SIZES = (0.15, 0.4, 0.7, 0.9) if MANY else (0.6,)
+
+
+@pytest.fixture(scope="module")
+def run():
+    with running() as ask:
+        yield ask
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, run):
+    return prepared(tmp_path_factory.mktemp("disk"), run)
+
+
+@pytest.fixture
+def mounted():
+    "A function that gives a folder a disk of its own, of some bytes, or changes its size."
+    there = []
+
+    def mount(folder, size):
+        options = f"{'remount,' if folder in there else ''}size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("needs to be allowed to mount a small disk")
+        there.append(folder)
+
+    yield mount
+    for folder in set(there):
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS if MANY else ["moco", "embed"])
+def test_a_full_disk_costs_nothing(place, run, mounted, tmp_path, name):
+    whole = inputs(place, tmp_path / "whole")
+    assert run(COMMANDS[name], whole)["status"] == 0
+    expected = contents(whole)
+    used = sum(file.stat().st_size for file in (whole / "out").rglob("*") if file.is_file())
+    full = 0
+    for share in SIZES:
+        folder = inputs(place, tmp_path / f"{share}")
+        mounted(folder / "out", max(4096, int(share * used)))
+        first = run(COMMANDS[name], folder)
+        if first["status"] != 0:
+            full += 1
+            last = first["said"].strip().splitlines()[-1]
+            assert first["status"] == 2 and "Traceback" not in first["said"] and "did not foresee" not in last, first
+            assert "No space left on device" in last and str(folder / "out") in last or "out/" in last, last
+        mounted(folder / "out", 2**28)
+        again = run(COMMANDS[name], folder)
+        assert again["status"] == 0, (share, again["said"])
+        assert contents(folder) == expected, share
+    assert full
