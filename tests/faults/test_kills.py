@@ -12,6 +12,7 @@ from commands import COMMANDS, contents, inputs, prepared, running
 
 KILLS = int(os.environ.get("DILO_FAULTS", 1))
 
+
 @pytest.fixture(scope="module")
 def run():
     with running() as ask:
