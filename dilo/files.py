@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARK', 'LOCK', 'write_atomically', 'append_lines', 'new_array', 'open_array', 'read_json', 'write_json', 'read_table',
-           'check_sums', 'written_by', 'check_outputs', 'check_inside', 'claimed', 'pool_options']
+           'check_sums', 'written_by', 'check_outputs', 'check_inside', 'claimed', 'end_with', 'pool_options']
 
 # %% ../nbs/00_files.ipynb #0d0646a9
 import errno
@@ -217,8 +217,8 @@ def claimed(folder, command, inputs=()):
         lock.release()
 
 # %% ../nbs/00_files.ipynb #10a9c2dc
-def _end_with(parent):
-    "Ends this process within a second of `parent`, which has started it."
+def end_with(parent):
+    "Ends this process within a second of the process `parent`, which has started it."
 
     def watch():
         while os.getppid() == parent:
@@ -230,4 +230,4 @@ def _end_with(parent):
 
 def pool_options():
     "Options of joblib's backend loky with which the processes of a pool end with this one, even if it is killed."
-    return dict(initializer=_end_with, initargs=(os.getpid(),))
+    return dict(initializer=end_with, initargs=(os.getpid(),))
