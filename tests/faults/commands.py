@@ -107,3 +107,17 @@ def contents(place):
     "By its name, the digest of every file that a command left in place/out."
     out = place / "out"
     return {str(file.relative_to(out)): content(file, place) for file in sorted(out.rglob("*")) if file.is_file()}
+
+
+def of(session):
+    "The processes of a session that still run."
+    alive = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, _, told = stat.read_text().rpartition(")")
+        except OSError:
+            continue  # it has just ended
+        state, _, _, own = told.split()[:4]
+        if int(own) == session and state not in "ZX":
+            alive.append(int(stat.parent.name))
+    return alive

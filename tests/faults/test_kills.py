@@ -5,10 +5,9 @@ DILO_FAULTS says how often each command is killed: `make faults` 30 times, `make
 import os
 import random
 import time
-from pathlib import Path
 
 import pytest
-from commands import COMMANDS, contents, inputs, prepared, running
+from commands import COMMANDS, contents, inputs, of, prepared, running
 
 KILLS = int(os.environ.get("DILO_FAULTS", 1))
 
@@ -22,20 +21,6 @@ def run():
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, run):
     return prepared(tmp_path_factory.mktemp("kills"), run)
-
-
-def of(session):
-    "The processes of a session that still run."
-    alive = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            _, _, told = stat.read_text().rpartition(")")
-        except OSError:
-            continue  # it has just ended
-        state, _, _, own = told.split()[:4]
-        if int(own) == session and state not in "ZX":
-            alive.append(int(stat.parent.name))
-    return alive
 
 
 @pytest.mark.parametrize("name", COMMANDS)
