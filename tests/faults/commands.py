@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from PIL import Image
 
@@ -57,15 +58,28 @@ COMMANDS = {
 }
 
 
-def prepared(folder, run):
-    "The folder with photos of the world in classes, an encoder and a finished run; nothing in it changes."
-    world = render_world(96, size=48)
+def write_photos(folder, count, size, photos="photos", classes=("class0", "class1")):
+    "Photos of the world in two classes, two thirds of them in train/, and an encoder, e.safetensors."
+    world = render_world(count, size=size)
     for number, (image, label) in enumerate(zip(world.images, world.labels)):
-        part = folder / "photos" / ("train" if number < 64 else "val") / f"class{label % 2}"
+        part = folder / photos / ("train" if number < 2 * count // 3 else "val") / classes[label % 2]
         part.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.moveaxis(image, 0, 2)).save(part / f"{number:02}.png")
     torch.manual_seed(8)
     save_encoder(Encoder("resnet18", 8, "small"), folder / "e.safetensors", backbone="resnet18", width=8, stem="small")
+
+
+@pytest.fixture(scope="module")
+def run():
+    with running() as ask:
+        yield ask
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, run):
+    "A folder with photos, an encoder and a finished run; nothing in it changes."
+    folder = tmp_path_factory.mktemp("faults")
+    write_photos(folder, 96, 48)
     done = run([*PRETRAIN[:3], "run", *PRETRAIN[4:], "moco"], folder)
     assert done["status"] == 0, done["said"]
     return folder

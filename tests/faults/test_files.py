@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from commands import write_photos
 from safetensors.torch import load_file, save_file
 
 from dilo.cli import main
 from dilo.config import SettingsError, load_settings
-from dilo.data import render_world
-from dilo.training import Encoder, save_encoder
 
 MANY = int(os.environ.get("DILO_FAULTS", 1)) > 1
 WORDS = [b"nan", b"-1", b"0", b"1e999", b"null", b"''", b"[]", b"{}", b"true", b"9" * 400, b"*a", b"&a", b"\xff"]
@@ -64,13 +62,7 @@ class Runs:
 def place(tmp_path_factory):
     "Photos in classes and an encoder's weights."
     folder = tmp_path_factory.mktemp("files")
-    world = render_world(24, size=40)
-    for number, (image, label) in enumerate(zip(world.images, world.labels)):
-        part = folder / "photos" / ("train" if number < 16 else "val") / f"class{label % 2}"
-        part.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.moveaxis(image, 0, 2)).save(part / f"{number:02}.png")
-    torch.manual_seed(8)
-    save_encoder(Encoder("resnet18", 8, "small"), folder / "e.safetensors", backbone="resnet18", width=8, stem="small")
+    write_photos(folder, 24, 40)
     return folder
 
 

@@ -7,24 +7,13 @@ import random
 import time
 
 import pytest
-from commands import COMMANDS, contents, inputs, of, prepared, running
+from commands import COMMANDS, contents, inputs, of, place, run  # noqa: F401, the last two are fixtures
 
 KILLS = int(os.environ.get("DILO_FAULTS", 1))
 
 
-@pytest.fixture(scope="module")
-def run():
-    with running() as ask:
-        yield ask
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, run):
-    return prepared(tmp_path_factory.mktemp("kills"), run)
-
-
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_kill_costs_nothing(place, run, tmp_path, name):
+def test_a_kill_costs_nothing(place, run, tmp_path, name):  # noqa: F811
     arguments = COMMANDS[name]
     whole = inputs(place, tmp_path / "whole")
     done = run(arguments, whole)
@@ -35,7 +24,7 @@ def test_a_kill_costs_nothing(place, run, tmp_path, name):
     killed = 0
     for number in range(KILLS):
         folder = inputs(place, tmp_path / str(number))
-        after = moments.uniform(0, 0.8 * seconds)  # a second run may be faster
+        after = moments.uniform(0, (0.8 if KILLS > 1 else 0.5) * seconds)  # a second run may be faster
         first = run(arguments, folder, after)
         killed += first["status"] == -9
         deadline = time.monotonic() + 10
@@ -48,4 +37,4 @@ def test_a_kill_costs_nothing(place, run, tmp_path, name):
         assert set(found) == set(expected), f"killed after {after:.3f} s: {set(found) ^ set(expected)}"
         assert found == expected, f"killed after {after:.3f} s: {[n for n in found if found[n] != expected[n]]} differ"
     print(f"{name}: {killed} of {KILLS} runs of {seconds:.1f} s were killed before their end")
-    assert killed >= KILLS // 2
+    assert killed >= max(1, KILLS // 2)
