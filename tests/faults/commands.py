@@ -24,15 +24,17 @@ ROOT = Path(__file__).resolve().parents[2]
 def running(path=(), **changed):
     """A function that runs `dilo ...` in a folder, killed after some seconds or not, and tells how it ended.
 
-    path: folders of modules to come first. changed: of the environment."""
+    path: folders of modules to come first. changed: of the environment. meanwhile: called once while the command runs."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(ROOT)]), "OMP_NUM_THREADS": "1"} | changed
     runner = [sys.executable, str(Path(__file__).with_name("runner.py"))]
     process = subprocess.Popen(runner, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
 
-    def ask(arguments, folder, kill=None):
+    def ask(arguments, folder, kill=None, meanwhile=None):
         asked = dict(arguments=[str(word) for word in arguments], folder=str(folder), kill=kill)
         process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
+        if meanwhile is not None:
+            meanwhile()
         return json.loads(process.stdout.readline())
 
     yield ask
@@ -69,6 +71,24 @@ def write_photos(folder, count, size, photos="photos", classes=("class0", "class
     save_encoder(Encoder("resnet18", 8, "small"), folder / "e.safetensors", backbone="resnet18", width=8, stem="small")
 
 
+@pytest.fixture
+def mounted():
+    "A function that gives a folder a disk of its own, of some bytes, or changes its size; read-only or not."
+    there = []
+
+    def mount(folder, size, mode="rw"):
+        options = f"{'remount,' if folder in there else ''}size={size},{mode}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            assert folder not in there, "a disk that is there can change"
+            pytest.skip("needs to be allowed to mount a small disk")
+        there.append(folder)
+
+    yield mount
+    for folder in set(there):
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 @pytest.fixture(scope="module")
 def run():
     with running() as ask:
@@ -85,11 +105,12 @@ def place(tmp_path_factory, run):
     return folder
 
 
-def inputs(place, folder):
+def inputs(place, folder, names=("photos", "many", "e.safetensors", "run")):
     "A new folder with links to what the commands read."
     folder.mkdir()
-    for name in ("photos", "e.safetensors", "run"):
-        (folder / name).symlink_to(place / name)
+    for name in names:
+        if (place / name).exists():
+            (folder / name).symlink_to(place / name)
     (folder / "out").mkdir()
     return folder
 

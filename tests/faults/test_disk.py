@@ -3,31 +3,12 @@
 Needs to be allowed to mount a small disk. `make test` fills it once in two commands, `make faults` at more sizes in all."""
 
 import os
-import subprocess
 
 import pytest
-from commands import COMMANDS, contents, inputs, place, run  # noqa: F401, the last two are fixtures
+from commands import COMMANDS, contents, inputs, mounted, place, run  # noqa: F401, the last three are fixtures
 
 MANY = int(os.environ.get("DILO_FAULTS", 1)) > 1
 SIZES = (0.15, 0.4, 0.7, 0.9) if MANY else (0.6,)
-
-
-@pytest.fixture
-def mounted():
-    "A function that gives a folder a disk of its own, of some bytes, or changes its size."
-    there = []
-
-    def mount(folder, size):
-        options = f"{'remount,' if folder in there else ''}size={size}"
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        if subprocess.run(command, capture_output=True).returncode:
-            assert folder not in there, "a disk that is there can grow"
-            pytest.skip("needs to be allowed to mount a small disk")
-        there.append(folder)
-
-    yield mount
-    for folder in set(there):
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.mark.parametrize("name", COMMANDS if MANY else ["moco", "embed"])
