@@ -231,6 +231,11 @@ def _is_done(before, record, out):
         return False
     return (out / before["map"]).is_file() and (out / before["map"]).stat().st_size == before["bytes"]
 
+def _make_folders(out, target):
+    "Makes the folders between `out`, which must be there still, and a map. FileNotFoundError if it has gone away."
+    for folder in reversed(Path(target).parents[:-1]):
+        (out / folder).mkdir(exist_ok=True)
+
 def _write_maps(photos, folder, out, method, size, largest, known):
     "Writes the maps of `photos`, pairs (photo, map). Returns one record each: size, checksum, map, problem if any."
     records = []
@@ -250,7 +255,7 @@ def _write_maps(photos, folder, out, method, size, largest, known):
             records.append({**record, "map": None, "problem": str(error).removeprefix(f"{folder / photo}: ")})
             continue
         levels = Image.fromarray(to_levels(at_size(method, image, size, largest)))
-        (out / target).parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(out, target)
         levels = levels.resize((record["width"], record["height"]), Image.Resampling.BILINEAR)
         write_atomically(out / target, lambda part, levels=levels: levels.save(part, "PNG", pnginfo=_signed()))
         record["bytes"] = (out / target).stat().st_size

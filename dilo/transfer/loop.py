@@ -106,7 +106,7 @@ class FitFolder:
     def save(self, state):
         "Writes the checkpoint and the history."
         if self.machine.is_main_process:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(exist_ok=True)
             save_checkpoint(self.path, state | dict(epoch=0, made=self.made))
             table = pd.DataFrame(state["history"], columns=["step", "loss", "lr"])
             write_atomically(self.path / "history.csv", lambda part: table.to_csv(part, index=False))
@@ -123,7 +123,6 @@ class FitFolder:
         if self.machine.is_main_process:
             state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
             about = {"dilo_transfer": json.dumps(self.made, sort_keys=True)}
-            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(
                 self.path / "model.safetensors", lambda part: part.write_bytes(save(state, metadata=about))
             )

@@ -32,10 +32,10 @@ def test_a_folder_that_may_not_be_written_to_is_named(place, run, mounted, tmp_p
 
 LONG = {  # with files of theirs that come and what to wait for, so many of them
     "saliency": ("saliency many --out out --jobs 1 --quiet".split(), "*/*.png", 9),
-    "network": (COMMANDS["network"], "net.work/*.pt", 1),
+    "network": ([*COMMANDS["network"], "--epochs", "9"], "net.work/*.pt", 1),
     "moco": ([*(w.replace("photos/train", "many") for w in COMMANDS["moco"]), "--epochs", "12"], "last.pt", 1),
     "embed": ("embed many --weights e.safetensors --out out/f.npy --jobs 1 --quiet".split(), "f.work/rows.npy", 1),
-    "transfer": ([*COMMANDS["transfer"], "--length", "60"], "last.pt", 1),
+    "transfer": ([*COMMANDS["transfer"], "--length", "60"], "*/last.pt", 1),
 }
 SOME = LONG if MANY else ["saliency", "moco"]
 
@@ -43,7 +43,7 @@ SOME = LONG if MANY else ["saliency", "moco"]
 @pytest.fixture(scope="module")
 def many(place):  # noqa: F811
     "Enough photos for a command to be at work for a while."
-    for number in range(4):
+    for number in range(16):
         (place / f"many/{number}").mkdir(parents=True)
         for file in (place / "photos/train").rglob("*.png"):
             (place / f"many/{number}" / file.name).hardlink_to(file)
@@ -87,6 +87,7 @@ def test_a_second_run_is_refused_with_the_name_of_the_first(place, many, run, tm
         second.append(other(command, folder))
 
     with running() as other:
+        other(["--help"], folder)  # it has loaded torch now
         first = run(command, folder, meanwhile=start)
     assert first["status"] == 0, first["said"]
     assert f"process {first['session']} on" in named(second[0], "is at work here; wait for it"), second
@@ -102,10 +103,11 @@ def test_a_photo_that_breaks_is_named_and_costs_no_map(place, many, run, tmp_pat
         at_work(folder / "out", "saliency")
         last.write_bytes(whole[:100])
 
-    named(run(LONG["saliency"][0], folder, meanwhile=break_it), str(last.relative_to(folder)))
+    done = run(LONG["saliency"][0], folder, meanwhile=break_it)
+    assert done["status"] == 1 and "9/63.png: cannot be read as a photo" in done["said"], done
     maps = sorted((folder / "out").rglob("*.png"))
-    assert len(maps) == 4 * 64 - 1
+    assert len(maps) == 16 * 64 - 1
     before = [file.stat().st_mtime_ns for file in maps]
     last.write_bytes(whole)
     assert run(LONG["saliency"][0], folder)["status"] == 0
-    assert [file.stat().st_mtime_ns for file in maps] == before and len(list((folder / "out").rglob("*.png"))) == 4 * 64
+    assert [file.stat().st_mtime_ns for file in maps] == before and len(list((folder / "out").rglob("*.png"))) == 16 * 64
