@@ -49,6 +49,7 @@ COMMANDS = {
     "saliency": "saliency photos/train --out out --jobs 1 --quiet".split(),
     "saliency, two jobs": "saliency photos/train --out out --jobs 2 --quiet".split(),
     "network": "saliency-train photos/train --out out/net.safetensors --epochs 3 --jobs 1 --quiet".split(),
+    "packing": [w.replace("photos/train", "large") for w in [*PRETRAIN, "moco", "--epochs", "1"]],
     "moco": [*PRETRAIN, "dilo"],
     "byol": [*PRETRAIN, "byol", "--set=byol.hidden=32"],
     "lewel": [*PRETRAIN, "lewel_m_dilo"],
@@ -66,7 +67,7 @@ def write_photos(folder, count, size, photos="photos", classes=("class0", "class
     for number, (image, label) in enumerate(zip(world.images, world.labels)):
         part = folder / photos / ("train" if number < 2 * count // 3 else "val") / classes[label % 2]
         part.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.moveaxis(image, 0, 2)).save(part / f"{number:02}.png")
+        Image.fromarray(np.moveaxis(image, 0, 2)).save(part / f"{number:02}.png", compress_level=1)
     torch.manual_seed(8)
     save_encoder(Encoder("resnet18", 8, "small"), folder / "e.safetensors", backbone="resnet18", width=8, stem="small")
 
@@ -100,12 +101,13 @@ def place(tmp_path_factory, run):
     "A folder with photos, an encoder and a finished run; nothing in it changes."
     folder = tmp_path_factory.mktemp("faults")
     write_photos(folder, 96, 48)
+    write_photos(folder, 160, 800, "large")  # whose reading takes longer than learning from them
     done = run([*PRETRAIN[:3], "run", *PRETRAIN[4:], "moco"], folder)
     assert done["status"] == 0, done["said"]
     return folder
 
 
-def inputs(place, folder, names=("photos", "many", "e.safetensors", "run")):
+def inputs(place, folder, names=("photos", "large", "many", "e.safetensors", "run")):
     "A new folder with links to what the commands read."
     folder.mkdir()
     for name in names:
