@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARK', 'LOCK', 'write_atomically', 'append_lines', 'new_array', 'open_array', 'read_json', 'write_json', 'read_table',
-           'check_sums', 'written_by', 'check_outputs', 'check_inside', 'claimed', 'end_with', 'pool_options']
+           'check_sums', 'written_by', 'check_outputs', 'check_inside', 'claimed', 'end_with', 'leave_signals',
+           'pool_options']
 
 # %% ../nbs/00_files.ipynb #0d0646a9
 import errno
@@ -12,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -226,6 +228,14 @@ def end_with(parent):
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def leave_signals(_=None):
+    """Makes a process that reads photos for another leave Ctrl-C, and the end of a job on a cluster, to that one.
+
+    Both signals reach every process. Those that read go on until the one they read for has saved, and end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def pool_options():

@@ -21,7 +21,9 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..files import append_lines, check_outputs, claimed, new_array, open_array, read_json, write_atomically, write_json
+from dilo.files import (
+    append_lines, check_outputs, claimed, leave_signals, new_array, open_array, read_json, write_atomically, write_json,
+)
 from ..data import list_photos, square_photo, tell
 from ..training import encoder_checksum
 from .photos import read_encoder
@@ -106,7 +108,8 @@ def _fill(work, photos, names, encoder, size, pixels, jobs, state, progress):
     array = open_array(work / "rows.npy", f"delete {work} to begin anew", "r+")
     look = encoder.feature_map if pixels else encoder
     workers = 0 if jobs == 1 else (os.cpu_count() or 1) if jobs == -1 else jobs
-    loader = DataLoader(Photos(photos, names, size), batch_sampler=rows, collate_fn=together, num_workers=workers)
+    options = dict(collate_fn=together, num_workers=workers, worker_init_fn=leave_signals)
+    loader = DataLoader(Photos(photos, names, size), batch_sampler=rows, **options)
     told = dict(desc="features", unit="photo", disable=not progress or not state.is_main_process)
     with tqdm(total=len(names), initial=PIECE * (len(done)), **told) as bar:
         for piece, own, (images, problems) in zip(wanted, rows, loader):

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..files import check_outputs
+from ..files import check_outputs, leave_signals
 from ..page import is_page, paragraph, table, write_page
 from ..data import list_photos, square_photo, tell
 from ..training import is_own
@@ -35,7 +35,8 @@ from .probes import fast_device, through
 def _features(encoder, photos, names, size, jobs, progress, device):
     "Features `(N, D)` of the photos that can be read, their numbers, and what is wrong with the others."
     workers = 0 if jobs == 1 else min(8, torch.get_num_threads()) if jobs == -1 else jobs
-    loader = DataLoader(Photos(photos, names, size), 64, collate_fn=together, num_workers=workers)
+    options = dict(collate_fn=together, num_workers=workers, worker_init_fn=leave_signals)
+    loader = DataLoader(Photos(photos, names, size), 64, **options)
     rows, problems = [], []
     for images, wrong in tqdm(loader, "photos, 64 a step", disable=not progress):
         rows.append(through(encoder, images, size, device))

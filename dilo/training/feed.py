@@ -7,7 +7,6 @@ __all__ = ['recipe_saliency', 'read_batches', 'ViewMaker']
 
 # %% ../../nbs/training/06_feed.ipynb #640fda27
 import mmap
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from ..files import leave_signals
 from ..data import shuffled
 from dilo.augmentation import (
     CropLaw, SaliencyCropLaw, background_pool, check_levels, crop_saliency, make_views, mean_alpha, resized,
@@ -75,10 +75,6 @@ def _as_read(batch):
     return batch
 
 
-def _leave_signals_to_the_trainer(_):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal
-
-
 def read_batches(images, saliency, batches, workers=0):
     """Yields rows int64 `(B,)`, images uint8 `(B, 3, H, W)`, maps uint8 `(B, 1, H, W)` or None, for each of `batches`.
 
@@ -89,7 +85,7 @@ def read_batches(images, saliency, batches, workers=0):
         batch_sampler=[list(b) for b in batches],
         num_workers=workers,
         collate_fn=_as_read,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=leave_signals,
         pin_memory=torch.cuda.is_available(),
     )
 

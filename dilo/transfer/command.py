@@ -18,7 +18,7 @@ import torch
 
 import dilo
 from ..evaluation import LinearProbe, MultiLabelProbe, labelled_part, read_encoder
-from ..files import claimed, read_json, write_atomically, write_json
+from ..files import claimed, leave_signals, read_json, write_atomically, write_json
 from ..training import OtherRun, differences, encoder_checksum, machine_precision, made_on, random_like
 from .faces import ATTRIBUTE_LAYOUTS, FACE_LABEL_LAYOUTS, POINT_LAYOUTS
 from .fine import LABEL_LAYOUTS
@@ -145,7 +145,8 @@ def kept_features(task, encoder, one, protocol, file, made, accelerator):
     examples = Examples(TASKS[task], one, protocol, 0, False)
     keys = [(0, row) for row in range(len(one.paths))]
     batches = [keys[start : start + 64] for start in range(0, len(keys), 64)]
-    loader = torch.utils.data.DataLoader(examples, batch_sampler=batches, num_workers=worker_count(one), collate_fn=list)
+    options = dict(num_workers=worker_count(one), collate_fn=list, worker_init_fn=leave_signals)
+    loader = torch.utils.data.DataLoader(examples, batch_sampler=batches, **options)
     encoder = encoder.to(accelerator.device).eval()
     batches = (torch.stack([example["image"] for example in shown]).to(accelerator.device) for shown in loader)
     found = torch.cat([encoder(images).float().cpu() for images in batches])
