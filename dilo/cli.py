@@ -333,7 +333,7 @@ def _transfer(args):
 
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     options = dict(layout=args.layout, protocol=args.protocol, seed=args.seed, labels=args.labels, frozen=args.frozen)
-    options |= dict(batch=args.batch, lr=args.lr, length=args.length, precision=args.precision)
+    options |= dict(options=dict(args.option), batch=args.batch, lr=args.lr, length=args.length, precision=args.precision)
     command = " ".join(map(shlex.quote, ["dilo", *args.words]))
     try:
         scores = transfer(args.task, args.weights, args.data, args.out, skip_broken=args.skip_broken, part=args.part,
@@ -523,6 +523,13 @@ def _add_evaluate(commands):
 # %% ../nbs/99_cli.ipynb #ad319dcf
 TASKS = ("detect", "segment", "classify", "attributes", "landmarks")
 
+def _pair(text):
+    "NAME=VALUE as a pair."
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
+    return name, value
+
 def _add_transfer(commands):
     c = _command(commands, "transfer", _transfer,
                  "Trains an encoder, and a random one beside it, on a data set of another task, and scores both.",
@@ -533,6 +540,9 @@ def _add_transfer(commands):
     c.add_argument("--layout", required=True, metavar="NAME",
                    help="detect: voc, coco, pets; segment: voc, pets, own; classify: folders, cub, nabirds, aircraft, cars, "
                         "inat18, rafdb, affectnet; attributes: own, celeba, cub; landmarks: own, 300w, wflw, cub")
+    c.add_argument("--option", action="append", default=[], type=_pair, metavar="NAME=VALUE",
+                   help="of the layout: aircraft level=family or manufacturer; 300w span=inter-pupil or box; affectnet "
+                        "photos=FOLDER; coco train=NAME, test=NAME")
     c.add_argument("--protocol", default="small", metavar="NAME",
                    help="small, of ours, or one of the papers, such as voc_c4, coco_fpn_1x, voc_fcn_mmseg, finegrained; an "
                         "unknown name is answered with all names of the task")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from dilo.transfer import Problems, check_photos
+from dilo.transfer import Problems, check_photos, read_layout
 from dilo.transfer.faces import ATTRIBUTE_LAYOUTS, POINT_LAYOUTS, read_300w
 from dilo.transfer.fine import LABEL_LAYOUTS
 
@@ -93,4 +93,6 @@ def test_pupils_are_closer_than_outer_corners():
     problems = Problems()
     sets = {span: read_300w(sample("300W"), problems, span=span)[1] for span in ("inter-ocular", "inter-pupil", "box")}
     ratio = np.median(sets["inter-ocular"].spans / sets["inter-pupil"].spans)
+    _, test, _ = read_layout("landmarks", "300w", sample("300W"), options={"span": "box"})  # as `--option span=box` does
+    assert np.array_equal(test.spans, sets["box"].spans)
     assert 1.3 < ratio < 1.5 and not problems and {one.span for one in sets.values()} == set(sets)

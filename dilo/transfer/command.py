@@ -9,6 +9,7 @@ __all__ = ['LAYOUTS', 'read_layout', 'some_labels', 'with_objects', 'code_checks
 # %% ../../nbs/transfer/12_command.ipynb #4943cb6a
 import dataclasses
 import hashlib
+import inspect
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -40,17 +41,28 @@ LAYOUTS = dict(
 )
 
 
-def read_layout(task, layout, root, skip_broken=False, say=print):
+def _checked_options(layout, reader, options):
+    "The options of a layout. ValueError naming one that its reader has not."
+    has = list(inspect.signature(reader).parameters)[2:]
+    for name in options:
+        if name not in has:
+            raise ValueError(f"the layout {layout} has no option {name!r}; it has {', '.join(has) or 'none'}")
+    return options
+
+
+def read_layout(task, layout, root, skip_broken=False, say=print, options=None):
     """Train and test set of a task, and how many problems were left out.
 
-    Raises ValueError for a layout that the task has not, for problems that are not to be skipped, and for a split without
-    photos; FileNotFoundError where the layout is not there."""
+    options: what the reader of the layout takes by name, such as {"level": "family"} for aircraft or {"span":
+    "inter-pupil"} for 300w. Raises ValueError for a layout that the task has not, for an option that the layout has not,
+    for problems that are not to be skipped, and for a split without photos; FileNotFoundError for what is not there."""
     if layout not in LAYOUTS[task]:
         raise ValueError(f"layout = {layout!r} is not allowed for {task}; allowed: {', '.join(LAYOUTS[task])}")
+    options = _checked_options(layout, LAYOUTS[task][layout], options or {})
     if not Path(root).is_dir():
         raise FileNotFoundError(f"{root}: no such folder of a data set")
     problems = Problems()
-    sets = [check_photos(one, problems) for one in LAYOUTS[task][layout](root, problems)]
+    sets = [check_photos(one, problems) for one in LAYOUTS[task][layout](root, problems, **options)]
     settle(problems, skip_broken, say)
     for split, one in zip(("train", "test"), sets):
         if not one.paths:
@@ -242,14 +254,15 @@ def _pictures(task, test, networks, records, quality):
 # %% ../../nbs/transfer/12_command.ipynb #516e6aa6
 # fmt: off
 def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labels=1.0, frozen=False, skip_broken=False,
-             batch=None, lr=None, length=None, precision="fp32", part=None, normalise=None, progress=True, say=print,
-             command="", label=None, control=True):
+             batch=None, lr=None, length=None, precision="fp32", part=None, normalise=None, options=None, progress=True,
+             say=print, command="", label=None, control=True):
     """Trains a task on an encoder and on a random one of the same kind, and returns the numbers, which out/results.json and
     the page out/index.html hold.
 
     task: detect, segment, classify, attributes or landmarks. weights: as in `read_encoder`. root: of the data set, in a
-    `layout` of `LAYOUTS`. protocol: a name in `PROTOCOLS`. labels: share of the training photos whose labels are used.
-    frozen: the encoder does not learn. batch, lr, length: in place of the protocol's. label: what the encoder is called.
+    `layout` of `LAYOUTS`. options: as in `read_layout`. protocol: a name in `PROTOCOLS`. labels: share of the photos to
+    learn from whose labels are used. frozen: the encoder does not learn. batch, lr, length: in place of the protocol's.
+    label: what the encoder is called.
     control: whether a random one is trained beside. A run that was stopped goes on.
 
     Raises ValueError for what does not fit together and for a data set with problems, FileNotFoundError, and `OtherRun`
@@ -258,7 +271,7 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
     if frozen and recipe.schedule is None:
         raise ValueError(f"in the protocol {protocol} the encoder is frozen already; leave --frozen out")
     encoder, _ = read_encoder(weights, 224, part=part, normalise=normalise, say=say)
-    train, test, rows, left_out = _data(task, layout, root, recipe, labels, seed, skip_broken, say)
+    train, test, rows, left_out = _data(task, layout, root, recipe, labels, seed, skip_broken, say, options)
     _refuse_misfits(task, encoder, train, recipe, frozen)
     accelerator = new_accelerator(precision)
     made = flat(recipe) | {"task": task, "seed": seed, "labels": labels, "frozen": frozen, "code": code_checksum(),
@@ -280,8 +293,9 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
         count = len(train.paths) if rows is None else len(rows)
         other = {"batch": batch, "lr": lr, "length": length}
         about = _about(protocol, recipe, task, count, len(test.paths), left_out, labels, frozen, seed, other)
-        results = dict(task=task, protocol=protocol, layout=layout, published=recipe.published, ours=recipe.ours,
-                       command=command, about=about, scores=scores, made=made, machine=made_on(accelerator.device))
+        results = dict(task=task, protocol=protocol, layout=layout, options=options or {}, published=recipe.published,
+                       ours=recipe.ours, command=command, about=about, scores=scores, made=made,
+                       machine=made_on(accelerator.device))
         if accelerator.is_main_process:
             quality = quality_table(task, test, records)
             pictures = _pictures(task, test, networks, records, quality)
@@ -303,9 +317,9 @@ def _refuse_misfits(task, encoder, train, protocol, frozen):
         raise ValueError("some attributes are not known, and a probe cannot learn from that; choose a trained protocol")
 
 
-def _data(task, layout, root, protocol, labels, seed, skip_broken, say):
+def _data(task, layout, root, protocol, labels, seed, skip_broken, say, options):
     "Train and test set, the rows of the training photos whose labels are used (None for all), and how much was left out."
-    train, test, left_out = read_layout(task, layout, root, skip_broken, say)
+    train, test, left_out = read_layout(task, layout, root, skip_broken, say, options)
     if task == "detect" and not protocol.empty:
         train = with_objects(train)
     numbered = dataclasses.replace(train, paths=list(range(len(train.paths))))
