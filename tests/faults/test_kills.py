@@ -21,12 +21,17 @@ def test_a_kill_costs_nothing(place, run, tmp_path, name):  # noqa: F811
     expected, seconds = contents(whole), done["seconds"]
     assert expected
     moments = random.Random(f"{name} {KILLS}")
-    killed = 0
-    for number in range(KILLS):
-        folder = inputs(place, tmp_path / str(number))
-        after = moments.uniform(0, (0.8 if KILLS > 1 else 0.5) * seconds)  # a second run may be faster
+    killed = tried = 0
+    while killed < KILLS:
+        tried += 1
+        assert tried <= 3 * KILLS + 5, f"{killed} of {tried} runs were killed before their end"
+        folder = inputs(place, tmp_path / str(tried))
+        after = moments.uniform(0, 0.9 * seconds)
         first = run(arguments, folder, after)
-        killed += first["status"] == -9
+        if first["status"] != -9:  # it was faster than those before
+            seconds = min(seconds, first["seconds"])
+            continue
+        killed += 1
         deadline = time.monotonic() + 10
         while of(first["session"]):
             assert time.monotonic() < deadline, f"killed after {after:.3f} s: processes {of(first['session'])} are left"
@@ -36,5 +41,4 @@ def test_a_kill_costs_nothing(place, run, tmp_path, name):  # noqa: F811
         found = contents(folder)
         assert set(found) == set(expected), f"killed after {after:.3f} s: {set(found) ^ set(expected)}"
         assert found == expected, f"killed after {after:.3f} s: {[n for n in found if found[n] != expected[n]]} differ"
-    print(f"{name}: {killed} of {KILLS} runs of {seconds:.1f} s were killed before their end")
-    assert killed >= max(1, KILLS // 2)
+    print(f"{name}: killed {killed} times, in runs of {seconds:.1f} s")
