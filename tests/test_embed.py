@@ -60,12 +60,18 @@ def test_it_goes_on_after_an_interruption(place, how):
 
 
 def test_processes_share_the_photos(place):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "dilo.cli", "embed", "photos", "--quiet"]
-    command += ["--weights", "e.safetensors", "--size", "32", "--jobs", "1", "--out", "shared.npy"]
-    env = ENV | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    "By what `accelerate launch` runs for two GPUs; on the CPU it would start only one process."
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "dilo.cli"]
+    command += ["embed", "photos", "--quiet", "--weights", "e.safetensors", "--size", "32", "--jobs", "1"]
+    env = ENV | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    options = dict(cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = subprocess.Popen([*command, "--out", "shared.npy"], **options)
+    records, seen = [place / f"shared.work/done-{process}" for process in (0, 1)], set()
+    while running.poll() is None:
+        seen |= {record.name for record in records if record.exists()}
+        time.sleep(0.002)
+    assert running.returncode == 0, running.stdout.read()
+    assert len(seen) == 2, "each process has a record of its own"
     np.testing.assert_allclose(np.load(place / "shared.npy"), np.load(place / "whole.npy"), rtol=1e-4, atol=1e-5)
     assert os.listdir(place).count("shared.work") == 0
 

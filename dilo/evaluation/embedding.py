@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -213,7 +214,8 @@ def embed_photos(photos, weights, out, *, size=None, pixels=False, jobs=-1, prog
     process of `accelerate launch` it does its share. Raises FileNotFoundError, ValueError, ImportError or FileExistsError
     naming what cannot be used, before anything is written."""
     out = _check(out, photos, weights, pixels)
-    state, work = PartialState(), out.with_suffix(".work")
+    # on a CPU, too, where the launcher says so
+    state, work = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")), out.with_suffix(".work")
     if not state.is_main_process:
         options["say"] = lambda line: None
     listing = list_photos(photos, [work])
