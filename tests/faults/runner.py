@@ -11,6 +11,10 @@ import sys
 import tempfile
 import time
 
+import dilo.evaluation
+import dilo.saliency
+import dilo.training
+import dilo.transfer  # noqa: F401, what the commands load in a run would take most of its time
 from dilo.cli import main
 
 
