@@ -21,12 +21,15 @@ def test_a_full_disk_costs_nothing(place, run, mounted, tmp_path, name):  # noqa
     for share in SIZES:
         folder = inputs(place, tmp_path / f"{share}")
         mounted(folder / "out", max(4096, int(share * used)))
+        if used < 4096:  # less than the smallest disk: there is no room for even one byte
+            (folder / "out/.other").write_bytes(bytes(4096))
         first = run(COMMANDS[name], folder)
         if first["status"] != 0:
             full += 1
             last = first["said"].strip().splitlines()[-1]
             assert first["status"] == 2 and "Traceback" not in first["said"] and "did not foresee" not in last, first
             assert "No space left on device" in last and (str(folder / "out") in last or "out/" in last), last
+        (folder / "out/.other").unlink(missing_ok=True)
         mounted(folder / "out", 2**28)
         again = run(COMMANDS[name], folder)
         assert again["status"] == 0, (share, again["said"])
