@@ -7,6 +7,7 @@ __all__ = ['HAND_CRAFTED', 'RECIPES', 'TASKS', 'main']
 
 # %% ../nbs/99_cli.ipynb #4b36f115
 import argparse
+import errno
 import json
 import math
 import os
@@ -316,14 +317,14 @@ def _evaluate(args):
     made = {"written_by": "dilo evaluate"}
     found = _evaluate_coco(args) if args.coco else _evaluate_labelled(args)
     numbers = {name: value for name, value in found.items() if name != "right"}
-    if args.json is not None:
-        write_json(args.json, numbers | made)
     if args.coco:
         classes = len(found["average_precision"])
         print(f"mAP {100 * found['map']:.1f} over {classes} classes, by chance {100 * found['chance']:.1f}")
         _print_localisation(found)
     else:
         _print_accuracies(numbers)
+    if args.json is not None:  # behind what is printed, so that nothing is lost where there is no room
+        write_json(args.json, numbers | made)
     return 0
 
 # %% ../nbs/99_cli.ipynb #bae36b13
@@ -536,7 +537,8 @@ def _add_transfer(commands):
                  "dilo transfer detect run/ VOCdevkit/ --layout voc --protocol voc_c4 --out transfer/voc/")
     c.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     c.add_argument("weights", metavar="ENCODER", help="as in dilo evaluate")
-    c.add_argument("data", metavar="DATA", help="folder of the data set, as it is distributed")
+    c.add_argument("data", metavar="DATA", help="folder of the data set, as it is distributed; with --layout folders: "
+                   "train/<class>/ and test/<class>/ or val/<class>/")
     c.add_argument("--layout", required=True, metavar="NAME",
                    help="detect: voc, coco, pets; segment: voc, pets, own; classify: folders, cub, nabirds, aircraft, cars, "
                         "inat18, rafdb, affectnet; attributes: own, celeba, cub; landmarks: own, 300w, wflw, cub")
@@ -597,8 +599,45 @@ def _parser():
     return parser
 
 # %% ../nbs/99_cli.ipynb #bc85630f
+_REMEDIES = {
+    errno.ENOSPC: "make room, and give the same command again",
+    errno.EROFS: "give a place that can be written to",
+    errno.EACCES: "change its permissions, or give another place",
+    errno.ENOTDIR: "what stands where a folder should be is a file; give another place",
+    errno.ENOENT: "it is not there, or no longer",
+}
+
 def _interrupted(*_):
     raise KeyboardInterrupt
+
+def _told(error):
+    "What is said of an error that was foreseen. An OSError that names no file is of what is printed."
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    remedy = _REMEDIES.get(error.errno)
+    return f"{error.filename or 'standard output'}: {error.strerror}" + (f" ({remedy})" if remedy else "")
+
+def _is_memory(error):
+    "Whether there was not enough memory, which torch and safetensors say in errors of other kinds."
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+def _open_streams():
+    "Opens what some schedulers leave closed: standard output and error."
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+
+def _said(error):
+    "Says what went wrong in a line."
+    if _is_memory(error):
+        said = str(error).split("\n")[0] or "no more is said"
+        return f"the memory does not suffice ({said}); take a smaller size (--size) or fewer processes (--jobs)"
+    if isinstance(error, (OSError, ValueError, ImportError, FloatingPointError)):
+        return _told(error)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="dilo-", suffix=".txt", delete=False) as file:
+        file.write(traceback.format_exc())
+    said = str(error).split("\n")[0] or type(error).__name__
+    return f"{said} (an error that dilo did not foresee; where it arose stands in {file.name})"
 
 def main(argv=None):
     "Runs the command of `argv`, by default the process's arguments; the exit status, 0, 1 or 2."
@@ -606,26 +645,19 @@ def main(argv=None):
     if unknown:  # said by the command itself, with its own usage
         args.complain(f"unrecognized arguments: {' '.join(unknown)}")
     args.words = sys.argv[1:] if argv is None else [*map(str, argv)]
+    _open_streams()
+    warnings.filterwarnings("ignore", message="Detected pickle protocol")  # torch's, of a file that is refused
     warnings.filterwarnings("ignore", module="PIL")  # of what it leaves aside in a file; what it cannot read is an error
     if args.max_megapixels is not None:
         os.environ["DILO_MAX_MEGAPIXELS"] = str(args.max_megapixels)  # workers see it, too
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupted)  # `kill` ends a run as Ctrl-C does, and its processes with it
     try:
-        return args.run(args)
-    except (OSError, ValueError, ImportError, FloatingPointError) as error:
-        told = isinstance(error, OSError) and error.filename is not None  # else "[Errno 2] No such file or directory: ..."
-        print(f"dilo: {error.filename}: {error.strerror}" if told else f"dilo: {error}", file=sys.stderr)
-        return 2
-    except MemoryError as error:
-        print(f"dilo: the memory does not suffice ({error or 'no more is said'}); take a smaller size (--size) or fewer "
-              "processes (--jobs)", file=sys.stderr)
-        return 2
-    except Exception as error:  # nobody foresaw it
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="dilo-", suffix=".txt", delete=False) as file:
-            file.write(traceback.format_exc())
-        said = str(error).split("\n")[0] or type(error).__name__
-        print(f"dilo: {said} (an error that dilo did not foresee; where it arose stands in {file.name})", file=sys.stderr)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except Exception as error:
+        print(f"dilo: {_said(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         kept = args.run in (_saliency, _saliency_train, _pretrain, _embed, _transfer)

@@ -442,7 +442,7 @@ def _explain(error, section=None):
     if error["type"] == "extra_forbidden":
         allowed = list((section or _section_at(loc[:-1])).model_fields)
         near = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         return f"{key} = {shown(error['input'])} is not a setting{hint} Allowed here: {', '.join(allowed)}"
     if error["type"] == "string_pattern_mismatch" and loc[-1] == "backbone":
         return f"{key} = {shown(error['input'])} is not allowed; allowed: resnet18, resnet34, resnet50, timm/<name>"

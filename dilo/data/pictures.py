@@ -95,7 +95,7 @@ def _entries(place, within, above, spared):
         name = f"{within}{entry.name}"
         if entry.name.startswith("."):
             yield "hidden", name
-        elif entry.is_dir():
+        elif os.path.isdir(entry.path):
             real = os.path.realpath(entry.path)
             if real in above:
                 yield "a link back to a folder that holds it", name
@@ -111,7 +111,7 @@ def _kind(entry, name):
     "What a file is, as in `_entries`."
     ending = os.path.splitext(entry.name)[1].lower()
     if ending in ENDINGS:
-        if not entry.is_file():
+        if not os.path.isfile(entry.path):  # also of a link to itself, of which entry.is_file raises
             return "a link to nothing, or no regular file"
         if name != name.encode(errors="replace").decode():
             try:
@@ -122,7 +122,7 @@ def _kind(entry, name):
         return _missing(ending) or "photo"
     if ending in OTHER_PICTURES:
         return f"{ending} is not a kind that dilo reads: convert it"
-    if entry.is_file() and _is_picture(entry.path):
+    if os.path.isfile(entry.path) and _is_picture(entry.path):
         return "a picture without the ending of one: rename it"
     return "others"
 

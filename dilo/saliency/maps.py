@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import re
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -73,7 +74,11 @@ def _backend(name, jobs):
 def _in_order(tasks, backend):
     "Yields the results of joblib's tasks in order, as they come; with Ray, which cannot yield, in groups."
     if backend != "ray":
-        yield from Parallel(return_as="generator")(tasks)
+        try:
+            yield from Parallel(return_as="generator")(tasks)
+        except BrokenProcessPool as error:  # where it arose is said at the end of the cause
+            said = str(error.__cause__ or error).strip('"\n').splitlines()[-1]
+            raise ValueError(f"a process that makes maps has ended ({said}); the same command goes on") from error
         return
     while some := list(islice(tasks, 8 * effective_n_jobs())):
         yield from Parallel()(some)

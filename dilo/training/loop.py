@@ -98,9 +98,13 @@ class _RunFolder:
         if self.accelerator.is_main_process:
             save_checkpoint(self.path, state)
             if state["history"]:
-                table = pd.DataFrame(state["history"])
-                write_atomically(self.path / "history.csv", lambda p: table.to_csv(p, index=False))
+                self.write(state["history"])
         self.accelerator.wait_for_everyone()
+
+    def write(self, history):
+        "Writes history.csv from its rows."
+        table = pd.DataFrame(history)
+        write_atomically(self.path / "history.csv", lambda p: table.to_csv(p, index=False))
 
     def leave(self, state):
         "Saves the state of a run that was asked to stop, and raises `Interrupted`."
@@ -108,11 +112,12 @@ class _RunFolder:
         at = f"epoch {state['epoch']}" + (f", step {state['step']}" if state["step"] else "")
         raise Interrupted(f"stopped after {at}, all saved in {self.path}: the same command goes on from here")
 
-    def finish(self, encoder, about):
-        "Writes the encoder. The checkpoint before the last is no longer of use."
+    def finish(self, encoder, about, history):
+        "Writes what marks the run as finished, the encoder, at the very end."
         if self.accelerator.is_main_process:
-            save_encoder(encoder, self.path / "encoder.safetensors", **about)
+            self.write(history)  # a run that was killed between its last checkpoint and this has an older one, or half of it
             (self.path / "previous.pt").unlink(missing_ok=True)
+            save_encoder(encoder, self.path / "encoder.safetensors", **about)
         self.accelerator.wait_for_everyone()
 
 # %% ../../nbs/training/08_loop.ipynb #d3e138c9
@@ -439,7 +444,7 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
                 started.learn()
                 started.files.save(started.state())
         about = about_encoder(settings, recipe, encoder) | dict(recipe=recipe, seed=seed)
-        started.files.finish(started.learner.bare.encoder, about)
+        started.files.finish(started.learner.bare.encoder, about, started.log.history)
         return pd.DataFrame(started.log.history)
     finally:
         started.close()

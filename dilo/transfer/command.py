@@ -23,7 +23,9 @@ from ..files import claimed, leave_signals, read_json, write_atomically, write_j
 from ..training import OtherRun, differences, encoder_checksum, machine_precision, made_on, random_like
 from .faces import ATTRIBUTE_LAYOUTS, FACE_LABEL_LAYOUTS, POINT_LAYOUTS
 from .fine import LABEL_LAYOUTS
-from .loop import Examples, Fit, learn, load_network, new_accelerator, precise_norm, predict, worker_count
+from dilo.transfer.loop import (
+    Examples, Fit, learn, load_network, new_accelerator, precise_norm, predict, remove_checkpoints, worker_count,
+)
 from .own import read_own_attributes, read_own_pixels, read_own_points
 from .pictures import best_and_worst, drawn, quality_table, sheet, write_transfer_page
 from .protocols import protocol_of
@@ -211,6 +213,8 @@ def trained(task, encoder, train, protocol, seed, folder, made, frozen, accelera
     torch.manual_seed(seed)
     network = TASKS[task].network(encoder, protocol, train, frozen)
     if _begun_by_others(folder, made):
+        if accelerator.is_main_process:
+            remove_checkpoints(folder)
         return load_network(network, folder / "model.safetensors").to(accelerator.device)
     fit = Fit(TASKS[task], network, train, protocol, seed, folder, made, accelerator, say)
     if accelerator.is_main_process:

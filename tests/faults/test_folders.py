@@ -3,11 +3,14 @@
 `make test` has this for some commands, `make faults` for all."""
 
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
-from commands import COMMANDS, contents, inputs, mounted, place, run, running  # noqa: F401, the fixtures
+from commands import COMMANDS, ROOT, contents, inputs, mounted, place, run, running  # noqa: F401, the fixtures
 
 MANY = int(os.environ.get("DILO_FAULTS", 1)) > 1
 
@@ -111,3 +114,15 @@ def test_a_photo_that_breaks_is_named_and_costs_no_map(place, many, run, tmp_pat
     last.write_bytes(whole)
     assert run(LONG["saliency"][0], folder)["status"] == 0
     assert [file.stat().st_mtime_ns for file in maps] == before and len(list((folder / "out").rglob("*.png"))) == 16 * 64
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_what_cannot_be_printed_is_told_and_costs_nothing(place, tmp_path):  # noqa: F811
+    folder, env = inputs(place, tmp_path / "place"), os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    dilo = f"{shlex.quote(sys.executable)} -m dilo.cli"
+    closed = f"{dilo} embed photos/val --weights e.safetensors --out out/f.csv --size 32 --jobs 1 >&- 2>&-"
+    full = f"{dilo} evaluate e.safetensors photos --size 32 --json out/e.json >/dev/full"
+    shown = [subprocess.run(line, shell=True, cwd=folder, env=env, capture_output=True, text=True) for line in (closed, full)]
+    assert shown[0].returncode == 0 and len((folder / "out/f.csv").read_text().splitlines()) == 33
+    assert shown[1].returncode == 2 and "dilo: standard output: No space left on device" in shown[1].stderr
+    assert (folder / "out/e.json").exists()
