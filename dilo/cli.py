@@ -307,6 +307,11 @@ def _evaluate_labelled(args):
     return evaluate_photos(encoder, args.photos, masks=args.masks, boxes=args.boxes, mask_class=args.mask_class,
                            **options)
 
+def _print_precision(found):
+    classes = len(found["average_precision"])
+    print(f"mAP {100 * found['map']:.1f} over {classes} classes, by chance {100 * found['chance']:.1f}")
+    _print_localisation(found)
+
 def _evaluate(args):
     from dilo.files import check_outputs, write_json
 
@@ -317,14 +322,11 @@ def _evaluate(args):
     made = {"written_by": "dilo evaluate"}
     found = _evaluate_coco(args) if args.coco else _evaluate_labelled(args)
     numbers = {name: value for name, value in found.items() if name != "right"}
-    if args.coco:
-        classes = len(found["average_precision"])
-        print(f"mAP {100 * found['map']:.1f} over {classes} classes, by chance {100 * found['chance']:.1f}")
-        _print_localisation(found)
-    else:
-        _print_accuracies(numbers)
-    if args.json is not None:  # behind what is printed, so that nothing is lost where there is no room
-        write_json(args.json, numbers | made)
+    try:
+        (_print_precision if args.coco else _print_accuracies)(numbers)
+    finally:  # what was measured is not lost where one of the two cannot be written
+        if args.json is not None:
+            write_json(args.json, numbers | made)
     return 0
 
 # %% ../nbs/99_cli.ipynb #bae36b13

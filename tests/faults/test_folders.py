@@ -122,7 +122,8 @@ def test_what_cannot_be_printed_is_told_and_costs_nothing(place, tmp_path):  # n
     dilo = f"{shlex.quote(sys.executable)} -m dilo.cli"
     closed = f"{dilo} embed photos/val --weights e.safetensors --out out/f.csv --size 32 --jobs 1 >&- 2>&-"
     full = f"{dilo} evaluate e.safetensors photos --size 32 --json out/e.json >/dev/full"
-    shown = [subprocess.run(line, shell=True, cwd=folder, env=env, capture_output=True, text=True) for line in (closed, full)]
+    options = dict(shell=True, cwd=folder, env=env, capture_output=True, text=True)
+    shown = [subprocess.run(line, **options) for line in (closed, full)]
     assert shown[0].returncode == 0 and len((folder / "out/f.csv").read_text().splitlines()) == 33
     assert shown[1].returncode == 2 and "dilo: standard output: No space left on device" in shown[1].stderr
     assert (folder / "out/e.json").exists()
