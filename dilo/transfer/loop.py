@@ -122,6 +122,7 @@ class FitFolder:
         if self.machine.is_main_process:
             state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
             about = {"dilo_transfer": json.dumps(self.made, sort_keys=True)}
+            self.path.mkdir(exist_ok=True)
             write_atomically(
                 self.path / "model.safetensors", lambda part: part.write_bytes(save(state, metadata=about))
             )

@@ -14,8 +14,9 @@ KILLS = int(os.environ.get("DILO_FAULTS", 1))
 
 
 def tables(folder):
-    "What the runs of a study came to, and the encoders' bytes; without the time of day."
-    found = {file.name: pd.read_csv(file).to_csv() for file in sorted((folder / "results/smoke").glob("*.csv"))}
+    "What the runs of a study came to, and the encoders' bytes; without the commit, which each clone makes for itself."
+    files = sorted((folder / "results/smoke").glob("*.csv"))
+    found = {file.name: pd.read_csv(file).drop(columns="commit", errors="ignore").to_csv() for file in files}
     return found | {str(e.parent.name): e.read_bytes() for e in sorted(folder.glob("runs/*/encoder.safetensors"))}
 
 
