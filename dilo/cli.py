@@ -641,6 +641,7 @@ def _said(error):
     said = str(error).split("\n")[0] or type(error).__name__
     return f"{said} (an error that dilo did not foresee; where it arose stands in {file.name})"
 
+# %% ../nbs/99_cli.ipynb #e7ee675c
 def main(argv=None):
     "Runs the command of `argv`, by default the process's arguments; the exit status, 0, 1 or 2."
     args, unknown = _parser().parse_known_args(argv)

@@ -95,7 +95,7 @@ def remove_checkpoints(folder):
     for name in ("last.pt", "previous.pt"):
         (Path(folder) / name).unlink(missing_ok=True)
 
-
+# %% ../../nbs/transfer/09_loop.ipynb #ad6c3dff
 class FitFolder:
     "The files of a run of transfer: last.pt and history.csv, and in the end model.safetensors."
 
