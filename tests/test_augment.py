@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PEAK, ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
@@ -121,7 +121,6 @@ for view in (0, 1):
 def test_memory_stays_below_four_times_the_views(engine):
     "A batch of 224 px views on the CPU, in compiled code and in torch."
     code = f"""
-import resource, sys
 import numpy as np, psutil, torch
 from dilo.augmentation import *
 from dilo.augmentation.pixels import render
@@ -138,10 +137,9 @@ run(slice(0, 2))
 before = psutil.Process().memory_info().rss
 views = run(slice(None))
 size = 256 * 3 * 224 * 224 * 4 * {2 if engine == "make_views" else 1}
-highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print((highest - before) / size)
+print((1024 * peak() - before) / size)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=ENV, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PEAK + code], env=ENV, check=True, capture_output=True, text=True)
     print(f"peak memory: {float(done.stdout):.2f} times the views")
     assert 0.9 < float(done.stdout) < 4
 

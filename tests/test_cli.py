@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import PEAK
 from PIL import Image
 from skimage import data
 
@@ -196,15 +197,14 @@ def test_large_photos_need_little_memory(tmp_path):
     large.save(folder / "large.png", compress_level=1)
     del large
     code = f"""
-import resource
 from dilo.saliency import saliency_folder
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 table = saliency_folder({str(folder)!r}, {str(tmp_path / "maps")!r}, progress=False)
 assert table.problem.isna().all() and (table.width == 8000).all(), table
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, check=True)
-    grown = int(done.stdout) / (2**20 if sys.platform == "darwin" else 2**10)
+    done = subprocess.run([sys.executable, "-c", PEAK + code], capture_output=True, text=True, env=ENV, check=True)
+    grown = int(done.stdout) / 2**10
     print(f"peak memory grew by {grown:.0f} MiB")
     assert grown < 900, f"{grown:.0f} MiB"
     for ending in ("jpg", "png"):
