@@ -606,15 +606,16 @@ _REMEDIES = {
     errno.EROFS: "give a place that can be written to",
     errno.EACCES: "change its permissions, or give another place",
     errno.ENOTDIR: "what stands where a folder should be is a file; give another place",
-    errno.ENOENT: "it is not there, or no longer",
+    errno.ENOENT: "it is not there, or no longer: bring it back, or give another",
 }
 
 def _interrupted(*_):
     raise KeyboardInterrupt
 
 def _told(error):
-    "What is said of an error that was foreseen. An OSError that names no file is of what is printed."
-    if not isinstance(error, OSError) or error.errno is None:
+    "What is said of an error that was foreseen. A full disk or a closed pipe that names no file is that of what is printed."
+    printed = getattr(error, "filename", None) is None and getattr(error, "errno", None) in (errno.ENOSPC, errno.EPIPE)
+    if not printed and getattr(error, "filename", None) is None:
         return str(error)
     remedy = _REMEDIES.get(error.errno)
     return f"{error.filename or 'standard output'}: {error.strerror}" + (f" ({remedy})" if remedy else "")
