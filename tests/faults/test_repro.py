@@ -77,7 +77,7 @@ def test_a_killed_pipeline_ends_with_the_same_bits(smoke, tmp_path):
 
 
 @pytest.mark.skipif(KILLS == 1, reason="takes many minutes: make faults")
-def test_a_full_disk_costs_a_pipeline_nothing(smoke, mounted, tmp_path):
+def test_a_full_disk_costs_a_pipeline_nothing(smoke, mounted, tmp_path):  # noqa: F811
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted(disk, 2**33)
