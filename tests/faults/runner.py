@@ -63,7 +63,4 @@ for line in sys.stdin:
         seconds = time.monotonic() - begun
         log.seek(0)
         said = log.read().decode(errors="replace")[-4000:]
-    print(
-        json.dumps(dict(status=os.waitstatus_to_exitcode(status), seconds=seconds, session=child, said=said)),
-        flush=True,
-    )
+    print(json.dumps(dict(status=os.waitstatus_to_exitcode(status), seconds=seconds, session=child, said=said)), flush=True)

@@ -95,15 +95,7 @@ def test_settings(tmp_path, monkeypatch, place, capfd):
             assert "params.yaml" in str(error), (number, error)
             refused += 1
             if number % 10 == 0:
-                command = [
-                    "pretrain",
-                    place / "photos/train",
-                    "--out",
-                    tmp_path / "run",
-                    "--settings",
-                    file,
-                    "--dry-run",
-                ]
+                command = ["pretrain", place / "photos/train", "--out", tmp_path / "run", "--settings", file, "--dry-run"]
                 assert "params.yaml" in told(capfd, command, (2,))
         assert not (tmp_path / "run").exists()
     assert refused > 10
@@ -185,18 +177,7 @@ def test_tables(tmp_path, place, capfd):
     boxes = "path,x0,y0,x1,y1\n" + "".join(f"{name},2,3,30,31\n" for name in names)
     listed = "path\n" + "".join(f"{photos / name}\n" for name in names)
     weights = place / "e.safetensors"
-    small = [
-        "--set=model.width=8",
-        "--set=data.size=40",
-        "--size",
-        32,
-        "--epochs",
-        1,
-        "--dry-run",
-        "--quiet",
-        "--jobs",
-        1,
-    ]
+    small = ["--set=model.width=8", "--set=data.size=40", "--size", 32, "--epochs", 1, "--dry-run", "--quiet", "--jobs", 1]
     kinds = {
         "boxes.csv": (boxes, lambda file: ["evaluate", weights, photos, "--size", 32, "--boxes", file]),
         "list.csv": (listed, lambda file: ["pretrain", file, "--out", tmp_path / "run", *small]),

@@ -113,9 +113,7 @@ def test_a_photo_that_breaks_is_named_and_costs_no_map(place, many, run, tmp_pat
     before = [file.stat().st_mtime_ns for file in maps]
     last.write_bytes(whole)
     assert run(LONG["saliency"][0], folder)["status"] == 0
-    assert [file.stat().st_mtime_ns for file in maps] == before and len(
-        list((folder / "out").rglob("*.png"))
-    ) == 16 * 64
+    assert [file.stat().st_mtime_ns for file in maps] == before and len(list((folder / "out").rglob("*.png"))) == 16 * 64
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

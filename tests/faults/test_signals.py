@@ -13,10 +13,7 @@ READ = ["--set=data.storage=streamed", "--set=train.workers=2", "--epochs", "12"
 JOBS = {  # with the files whose coming shows that they are at work
     "pretrain": ([*PRETRAIN, "dilo", *READ], "last.pt"),
     "transfer": ([*COMMANDS["transfer"], "--length", "40"], "*/last.pt"),
-    "embed": (
-        "embed large --weights e.safetensors --out out/f.npy --jobs 2 --size 32 --quiet".split(),
-        "f.work/rows.npy",
-    ),
+    "embed": ("embed large --weights e.safetensors --out out/f.npy --jobs 2 --size 32 --quiet".split(), "f.work/rows.npy"),
 }
 
 
@@ -26,9 +23,7 @@ def test_the_end_of_a_job_costs_nothing(place, run, tmp_path, name):  # noqa: F8
     whole, folder = inputs(place, tmp_path / "whole"), inputs(place, tmp_path / "place")
     assert run(command, whole)["status"] == 0
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    options = dict(
-        cwd=folder, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    options = dict(cwd=folder, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     job = subprocess.Popen([sys.executable, "-m", "dilo.cli", *command], **options)
     deadline = time.monotonic() + 120
     while not list((folder / "out").glob(sign)):
