@@ -44,8 +44,10 @@ def _number(kind, low, high=None):
 
 def _into(path):
     "The path of a file to be written, or None; its folder must be there, before anything is computed for it."
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {Path(path).parent}; make it first")
+    from dilo.files import check_parent
+
+    if path is not None:
+        check_parent(path)
     return path
 
 def _jobs(text):
@@ -174,7 +176,8 @@ def _preview(args):
         raise ValueError("--mask-class is for --map")
     method = None if args.map is not None and args.others is None else _method(args)
     if not Path(args.photo).is_file():
-        what = "is a folder" if Path(args.photo).is_dir() else "no such file"
+        what = "is a folder" if Path(args.photo).is_dir() else "is no regular file"
+        what = what if Path(args.photo).exists() else "no such file"
         raise FileNotFoundError(f"{args.photo}: {what}; give a photo")
     _into(args.out)
     check_outputs({args.out: _is_sheet}, [args.photo, args.map, args.others, args.weights])

@@ -255,8 +255,10 @@ def test_numbers_from_nonsense_are_refused(tmp_path, labelled):
 def test_settings_are_read_as_dvc_writes_them(tmp_path, photos):
     command = ("pretrain", "photos", "--out", "run", "--recipe", "moco", "--dry-run", "--size", 32)
     small = ("--set", "model.width=8", "--set", "data.size=40")
-    said, _ = dilo(*command, *small, "--set", "train.lr=1e-4", "--set", "train.weight_decay=1e-05", cwd=tmp_path)
+    (photos / "raw.nef").write_text("of a camera")
+    said, error = dilo(*command, *small, "--set", "train.lr=1e-4", "--set", "train.weight_decay=1e-05", cwd=tmp_path)
     assert "batches of 4, learning rate 0.0001" in said, "four photos are enough"
+    assert error.count("1 not read") == 1, error
     for change in ("train.lr=[1", "recipes.moco=null", "=1", "a..b=1", "train=3", "recipes=[]", "train.lr=.nan"):
         _, error = dilo(*command, "--set", change, status=2, cwd=tmp_path)
         assert len(error) < 1000, error

@@ -246,8 +246,10 @@ def find_photos(sources, leave_out=(), count=False):
     """The photos of a folder, of a list (.txt with a path a line, .csv with a column path), or of several of them: absolute
     paths, source by source, each photo once.
 
-    leave_out: folders to skip; count: as in `dilo.data.tell`. Raises FileNotFoundError or ValueError naming a folder that is
-    missing or holds no photos, and a list with the line whose photo is missing."""
+    leave_out: folders to skip; count: as in `dilo.data.tell`, None to say nothing of what is not read.
+
+    Raises FileNotFoundError or ValueError naming a folder that is missing or holds no photos, and a list with the line whose
+    photo is missing."""
     found = {}
     for source in [sources] if isinstance(sources, (str, Path)) else sources:
         source = Path(source)
@@ -260,7 +262,8 @@ def find_photos(sources, leave_out=(), count=False):
                 found.setdefault(file, None)
             continue
         listing, folder = list_photos(source, leave_out), source.resolve()
-        tell(listing, source, count)
+        if count is not None:
+            tell(listing, source, count)
         for photo in listing.photos:
             found.setdefault(folder / photo, None)
     return list(found)

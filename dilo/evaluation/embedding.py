@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dilo.files import (
-    append_lines, check_outputs, claimed, leave_signals, new_array, open_array, read_json, write_atomically, write_json,
+    append_lines, check_outputs, check_parent, claimed, leave_signals, new_array, open_array, read_json, write_atomically,
+    write_json,
 )
 from ..data import list_photos, square_photo, tell
 from ..training import encoder_checksum
@@ -192,8 +193,7 @@ def _check(out, photos, weights, pixels):
         raise ValueError(f"{out}: a feature map has rows and columns of its own, which only a .npy file holds")
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ImportError(f"{out}: a .parquet file needs the package pyarrow: pip install 'dilo[parquet]'")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{out}: there is no folder {out.parent}; make it first")
+    check_parent(out)
     weights = weights if isinstance(weights, (str, Path)) else None
     if out.name.endswith(".photos.csv"):
         raise ValueError(f"{out}: a name with that ending is of the table beside an array; give another")

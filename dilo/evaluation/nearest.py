@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..files import check_outputs, leave_signals
+from ..files import check_outputs, check_parent, leave_signals
 from ..page import is_page, paragraph, table, write_page
 from ..data import list_photos, square_photo, tell
 from ..training import is_own
@@ -198,8 +198,7 @@ def neighbours_page(
     check_outputs({out: is_page}, [photos, *given])
     if out.suffix != ".html":
         raise ValueError(f"{out}: allowed is a file that ends in .html")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{out}: there is no folder {out.parent}; make it first")
+    check_parent(out)
     listing = list_photos(photos)
     tell(listing, photos, progress)
     names = [photo.as_posix() for photo in listing.photos]

@@ -110,7 +110,7 @@ def pretrain_photos(
     given = [*([photos] if isinstance(photos, (str, Path)) else photos), file]
     check_outputs({out: "dilo pretrain"}, given)
     # errors come before anything is written
-    settings = photo_settings(len(find_photos(photos, [out])), recipe, changes, file)
+    settings = photo_settings(len(find_photos(photos, [out], None)), recipe, changes, file)
     if settings.model.start is not None or settings.model.backbone.startswith("timm/"):
         build_method(settings, recipe, 2, say=lambda line: None)
     with claimed(out, "dilo pretrain", given):
@@ -124,8 +124,8 @@ def _pretrained(photos, out, recipe, seed, changes, file, jobs, progress, dry_ru
     train = settings.training(recipe)
     if progress:
         precision = machine_precision(train.precision)
-        told = f"batches of {train.batch}, learning rate {train.lr:.3g}, {train.epochs} epochs, {precision}"
-        print(f"{len(index)} photos: {told}")
+        epochs = f"{train.epochs} epoch{'s' * (train.epochs > 1)}"
+        print(f"{len(index)} photos: batches of {train.batch}, learning rate {train.lr:.3g}, {epochs}, {precision}")
     packed = _packed(out, index, settings, jobs, progress)
     if (out / "encoder.safetensors").exists() and not dry_run:
         return _finished(out, settings, recipe, seed, packed)
