@@ -341,13 +341,14 @@ class Evaluate(Section):
 
 
 class Transfer(Section):
-    "Other tasks that the encoders of the study, and random ones, are put to; all on the embedded world."
+    "Other tasks that the encoders of the study, and random ones, are put to: on the embedded world, or on sets of photos."
 
     tasks: list[Literal["detect", "segment", "classify", "attributes", "landmarks"]] = Field(
         [], description="none: this part of the study is left out"
     )
-    train: int = Field(600, ge=10, description="images of each task to learn from")
-    val: int = Field(500, ge=10, description="images to test on")
+    folder: str | None = Field(None, description="holds oxford-iiit-pet, CUB_200_2011 and 300W; null: the world")
+    train: int = Field(600, ge=10, description="images of the world for each task to learn from")
+    val: int = Field(500, ge=10, description="images of the world to test on")
     epochs: int | None = Field(None, ge=1, description="in place of those of the protocol")
 
 
@@ -559,8 +560,8 @@ def _of_data(s, root):
             yield f"data.{key} = {path!r} is not allowed: there is no folder {(root / path).resolve()}"
 
 
-def _of_study(s):
-    "Recipes that do not exist, and entries that are listed twice."
+def _of_study(s, root):
+    "Recipes that do not exist, entries that are listed twice, and tasks that cannot be."
     for name in s.study.recipes:
         if name not in s.recipes:
             yield f"study.recipes has {name!r}: not a recipe. Allowed here: {', '.join(s.recipes)}"
@@ -571,6 +572,9 @@ def _of_study(s):
             f"transfer.tasks = {s.transfer.tasks} is not allowed: boxes and pixels need a ResNet, and model.backbone is "
             f"{s.model.backbone!r}; leave the tasks out, or use `dilo transfer` for classes, attributes and landmarks"
         )
+    path = s.transfer.folder
+    if s.transfer.tasks and path is not None and not (root / path).is_dir():
+        yield f"transfer.folder = {path!r} is not allowed: there is no folder {(root / path).resolve()}"
     for key, values in lists.items():
         if len(set(values)) < len(values):
             yield f"{key} = {values} is not allowed: each may stand there once"
@@ -584,7 +588,7 @@ def _contradictions(s, root):
     for name, recipe in s.recipes.items():
         yield from _of_paste(name, recipe)
         yield from _of_maps(s, name, recipe)
-    yield from _of_study(s)
+    yield from _of_study(s, root)
 
 # %% ../nbs/00_config.ipynb #064e3a33
 def parse_settings(values, root=".", name="params.yaml"):
