@@ -63,8 +63,8 @@ def _curve(run, recipe, seed):
     history = read_table(file, ("epoch",)) if file.is_file() else pd.DataFrame(columns=["epoch"])
     if "map_entropy" not in history:
         return None
-    shown = history[(history.epoch % 10 == 9) | (history.epoch == history.epoch.max())]
-    return pd.DataFrame(dict(recipe=recipe, seed=seed, epoch=shown.epoch + 1, map_entropy=shown.map_entropy))
+    shown = history[(history.epoch % 10 == 0) | (history.epoch == history.epoch.max())]
+    return pd.DataFrame(dict(recipe=recipe, seed=seed, epoch=shown.epoch, map_entropy=shown.map_entropy))
 
 
 def _write_tables(out, rows, outcomes, curves):
