@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_cli import ENV
+from test_cli import ENV, ROOT
 
 from dilo.cli import main
+from dilo.config import Study, Transfer, load_settings
+from dilo.study import run_transfer
 from dilo.training import Encoder, build_encoder, save_encoder
 from dilo.transfer import PROTOCOLS, transfer, write_transfer_world
 
@@ -433,3 +435,18 @@ def test_a_published_protocol_at_its_size(resnet50, tmp_path, name):
     for key, value in constants.items():
         said = made.get(f"protocol.{key}", made.get(f"protocol.schedule.{key}"))
         assert float(said) == pytest.approx(value) if type(value) in (int, float) else said == str(value), key
+
+
+def test_the_study_reads_sets_of_photos(tmp_path):
+    cub(tmp_path / "sets/CUB_200_2011")
+    faces_300w(tmp_path / "sets/300W")
+    settings = load_settings(ROOT / "params.yaml")
+    asked = dict(tasks=["classify", "landmarks"], folder="sets", epochs=1)
+    settings = settings.model_copy(update=dict(transfer=Transfer(**asked), study=Study(recipes=["moco"], seeds=[3])))
+    file = tmp_path / "runs/moco-3/encoder.safetensors"
+    file.parent.mkdir(parents=True)
+    save_encoder(Encoder("resnet18", 8, "small"), file, backbone="resnet18", width=8, stem="small")
+    table = run_transfer(settings, tmp_path, tmp_path)
+    found = table.groupby(["task", "encoder"]).protocol.first().to_dict()
+    assert found == {(task, name): "small_photos" for task in asked["tasks"] for name in ("random", "moco")}
+    assert not (tmp_path / "build/transfer/world").exists() and (table.seed == 3).all()
