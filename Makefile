@@ -1,7 +1,7 @@
 # make repro    runs the pipeline and says where the report is   (PROFILE=smoke for three minutes of everything)
 # make verify   compares the finished runs with the committed ones: the same bits, within the spread of seeds, or neither
 # make test     runs every test
-# make faults   kills every command at thirty random moments, fills its disk, breaks its files: an hour or two
+# make faults   kills every command and the pipeline at thirty random moments, fills the disk, breaks files: an hour or two
 # make setup    installs everything into .venv, which the others do too where need be
 # make lab      opens the notebooks in JupyterLab
 # make export   writes dilo/ and README.md from the notebooks

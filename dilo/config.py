@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Probability', 'Name', 'LAYOUTS', 'SALIENCY', 'VIEWS', 'METHODS', 'EVALUATIONS', 'Map', 'Temperature', 'Dim', 'Maps',
-           'RECIPES', 'Section', 'Registry', 'World', 'Data', 'Learned', 'Saliency', 'Recipe', 'Views', 'Model',
-           'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Guided', 'Scene', 'SceneM',
-           'Size', 'Train', 'Knn', 'Linear', 'Evaluate', 'Transfer', 'Study', 'Options', 'Settings', 'SettingsError',
-           'shown', 'parse_settings', 'merge', 'parse_changes', 'read_profile', 'load_settings', 'project_root',
-           'write_profile', 'write_outcomes', 'main']
+           'PHOTO_SETS', 'RECIPES', 'Section', 'Registry', 'World', 'Data', 'Learned', 'Saliency', 'Recipe', 'Views',
+           'Model', 'InstDisc', 'MocoV1', 'MocoV2', 'SimCLR', 'BYOL', 'Aligned', 'LEWELB', 'LEWELM', 'Guided', 'Scene',
+           'SceneM', 'Size', 'Train', 'Knn', 'Linear', 'Evaluate', 'Transfer', 'Study', 'Options', 'Settings',
+           'SettingsError', 'shown', 'parse_settings', 'merge', 'parse_changes', 'read_profile', 'load_settings',
+           'project_root', 'write_profile', 'write_outcomes', 'main']
 
 # %% ../nbs/00_config.ipynb #c9a9b2b1
 import argparse
@@ -340,6 +340,11 @@ class Evaluate(Section):
     linear: Linear = Linear()
 
 
+# the folder of each task's photos, by the name under which it is distributed
+PHOTO_SETS = dict.fromkeys(("detect", "segment"), "oxford-iiit-pet")
+PHOTO_SETS |= dict.fromkeys(("classify", "attributes"), "CUB_200_2011") | {"landmarks": "300W"}
+
+
 class Transfer(Section):
     "Other tasks that the encoders of the study, and random ones, are put to: on the embedded world, or on sets of photos."
 
@@ -573,8 +578,9 @@ def _of_study(s, root):
             f"{s.model.backbone!r}; leave the tasks out, or use `dilo transfer` for classes, attributes and landmarks"
         )
     path = s.transfer.folder
-    if s.transfer.tasks and path is not None and not (root / path).is_dir():
-        yield f"transfer.folder = {path!r} is not allowed: there is no folder {(root / path).resolve()}"
+    for name in dict.fromkeys(PHOTO_SETS[task] for task in s.transfer.tasks if path is not None):
+        if not (root / path / name).is_dir():
+            yield f"transfer.folder = {path!r} is not allowed: there is no folder {(root / path / name).resolve()}"
     for key, values in lists.items():
         if len(set(values)) < len(values):
             yield f"{key} = {values} is not allowed: each may stand there once"

@@ -72,9 +72,10 @@ def new_array(path, shape, dtype=np.uint8):
 def check_parent(path):
     "FileNotFoundError or NotADirectoryError where the folder of a file that is to be written is not there, or is none."
     parent = Path(path).parent
-    if parent.exists() and not parent.is_dir():
-        raise NotADirectoryError(f"{path}: {parent} is a file; give another place to write to")
-    if not parent.exists():
+    for place in (parent, *parent.parents):
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(f"{path}: {place} is no folder; give another place to write to")
+    if not parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {parent}; make it first")
 
 

@@ -227,7 +227,7 @@ print(peak() - before)
         (["saliency", "photos", "--out", "maps", "--backend", "ray"], "pip install ray"),
         (["preview", "none.jpg"], "none.jpg: no such file"),
         (["preview", "photos"], "photos: is a folder; give a photo"),
-        (["preview", "photos/a.png", "--out", "file/sheet.png"], "file/sheet.png: file is a file; give another place"),
+        (["preview", "photos/a.png", "--out", "file/sheet.png"], "file/sheet.png: file is no folder; give another place"),
         (["saliency", "photos/a.png", "--out", "maps"], "photos/a.png: is a file; give a folder"),
         (["saliency-score", "photos", "none"], "none: no such folder"),
         (["saliency-score", "photos", "photos"], "a.png: holds colours; a map or mask is grey"),

@@ -443,10 +443,11 @@ def test_the_study_reads_sets_of_photos(tmp_path):
     settings = load_settings(ROOT / "params.yaml")
     asked = dict(tasks=["classify", "landmarks"], folder="sets", epochs=1)
     settings = settings.model_copy(update=dict(transfer=Transfer(**asked), study=Study(recipes=["moco"], seeds=[3])))
-    file = tmp_path / "runs/moco-3/encoder.safetensors"
+    place = tmp_path / "place"
+    file = place / "runs/moco-3/encoder.safetensors"
     file.parent.mkdir(parents=True)
     save_encoder(Encoder("resnet18", 8, "small"), file, backbone="resnet18", width=8, stem="small")
-    table = run_transfer(settings, tmp_path, tmp_path)
+    table = run_transfer(settings, place, tmp_path)
     found = table.groupby(["task", "encoder"]).protocol.first().to_dict()
     assert found == {(task, name): "small_photos" for task in asked["tasks"] for name in ("random", "moco")}
-    assert not (tmp_path / "build/transfer/world").exists() and (table.seed == 3).all()
+    assert not (place / "build/transfer/world").exists() and (table.seed == 3).all()

@@ -288,7 +288,7 @@ def _problem(file):
 
 
 def write_photos_index(out, photos, leave_out=(), count=False):
-    """Indexes all photos of `find_photos`, whatever the layout. Returns the table, writes out/index.csv.
+    """Indexes all photos of `find_photos`, which takes leave_out and count. Returns the table, writes out/index.csv.
 
     All photos are in train and unlabelled. Raises what `find_photos` raises, and ValueError naming the photos that cannot
     be read."""

@@ -72,6 +72,8 @@ def _write_tables(out, rows, outcomes, curves):
     table, right = pd.DataFrame(rows), pd.concat(outcomes)[["recipe", "seed", "classifier", "split", "right"]]
     out.mkdir(parents=True, exist_ok=True)
     curves = [curve for curve in curves if curve is not None]
+    if not curves:
+        (out / "curves.csv").unlink(missing_ok=True)
     tables = {"runs.csv": table, "outcomes.csv": right} | ({"curves.csv": pd.concat(curves)} if curves else {})
     for name, frame in tables.items():
         write_atomically(out / name, lambda part, frame=frame: frame.to_csv(part, index=False))

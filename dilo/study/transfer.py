@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from ..config import PHOTO_SETS
 from ..files import read_json, read_table, write_atomically
 from ..page import commands, paragraph, picture
 from ..page import table as page_table
@@ -31,13 +32,13 @@ WORLD_TASKS = {
     "attributes": ("objects", "own", "small", ("accuracy", "map")),
     "landmarks": ("objects", "own", "small", ("nme", "failure")),
 }
-# the same of photos, in folders as they are distributed
+# the same of photos, in the folders that PHOTO_SETS names
 PHOTO_TASKS = {
-    "detect": ("oxford-iiit-pet", "pets", "small_photos", ("ap", "ap50")),
-    "segment": ("oxford-iiit-pet", "pets", "small_photos", ("miou", "pixel_accuracy")),
-    "classify": ("CUB_200_2011", "cub", "small_photos", ("accuracy",)),
-    "attributes": ("CUB_200_2011", "cub", "small_photos", ("accuracy", "map")),
-    "landmarks": ("300W", "300w", "small_photos", ("nme", "failure")),
+    "detect": ("pets", "small_photos", ("ap", "ap50")),
+    "segment": ("pets", "small_photos", ("miou", "pixel_accuracy")),
+    "classify": ("cub", "small_photos", ("accuracy",)),
+    "attributes": ("cub", "small_photos", ("accuracy", "map")),
+    "landmarks": ("300w", "small_photos", ("nme", "failure")),
 }
 
 
@@ -69,6 +70,19 @@ def _anew(task, encoder, root, folder, options):
         return transfer(task, encoder, root, folder, **options)
 
 
+def _tasks(settings, out, root):
+    "Yields each task of the settings, where its runs go, its data, their layout, the protocol and the scores to keep."
+    tasks, photos = settings.transfer.tasks, settings.transfer.folder
+    if tasks and photos is None:
+        _world(settings, out / "world")
+    for task in tasks:
+        if photos is None:
+            part, *about = WORLD_TASKS[task]
+            yield task, out / task, out / "world" / part, *about
+        else:
+            yield task, out / "photos" / task, Path(root) / photos / PHOTO_SETS[task], *PHOTO_TASKS[task]
+
+
 def run_transfer(settings, place, root=".", progress=False):
     """Every task of the settings with every encoder of the study and a random one, for every seed; what is finished stays.
 
@@ -77,20 +91,15 @@ def run_transfer(settings, place, root=".", progress=False):
     Without tasks it is empty."""
     place, rows = Path(place), []
     out = place / "build/transfer"
-    photos = settings.transfer.folder
-    sets = out / "world" if photos is None else Path(root) / photos
-    if settings.transfer.tasks and photos is None:
-        _world(settings, sets)
-    for task in settings.transfer.tasks:
-        part, layout, protocol, scores = (WORLD_TASKS if photos is None else PHOTO_TASKS)[task]
+    for task, made_in, data, layout, protocol, scores in _tasks(settings, out, root):
         for seed in settings.study.seeds:
             for name in ("random", *settings.study.recipes):
                 run = place / f"runs/{name}-{seed}/encoder.safetensors"
                 encoder = _control(settings, seed) if name == "random" else load_encoder(run)
-                folder = out / task / f"{name}-{seed}"
+                folder = made_in / f"{name}-{seed}"
                 options = dict(layout=layout, protocol=protocol, seed=seed, length=settings.transfer.epochs)
                 options |= dict(label=name, control=False, progress=progress)
-                found = _anew(task, encoder, sets / part, folder, options)[name]
+                found = _anew(task, encoder, data, folder, options)[name]
                 made = json.loads((folder / "results.json").read_text(encoding="utf-8"))["made"]
                 about = dict(task=task, protocol=protocol, encoder=name, seed=seed)
                 last = dict(code=made["code"], settings=json.dumps(made, sort_keys=True))
@@ -134,7 +143,7 @@ def read_transfer(folder):
     "The table of results/<profile>/transfer.csv. FileNotFoundError if there is none."
     file = Path(folder) / "transfer.csv"
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no results of transfer; make repro PROFILE=transfer")
+        raise FileNotFoundError(f"{file}: no results of transfer; make repro PROFILE={Path(folder).name}")
     return read_table(file, TRANSFER_COLUMNS, dtype={"commit": str})
 
 # %% ../../nbs/study/07_transfer.ipynb #549c981c
@@ -207,7 +216,7 @@ def transfer_section(folder, build):
         page_table(shown, "Gain over a random encoder", "In percent and points."),
     ]
     for task in dict.fromkeys(told.task):
-        runs = sorted((Path(build) / task).glob("*-*/best.png"))
+        runs = sorted((Path(build) / ("photos" if photos else "") / task).glob("*-*/best.png"))
         for run in [r.parent for r in runs if not r.parent.name.startswith("random")][:1]:
             name = f"{task}: {run.name.rpartition('-')[0]}, seed {run.name.rpartition('-')[2]}"
             quality = pd.read_csv(run / "quality.csv")

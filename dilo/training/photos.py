@@ -110,7 +110,7 @@ def pretrain_photos(
     given = [*([photos] if isinstance(photos, (str, Path)) else photos), file]
     check_outputs({out: "dilo pretrain"}, given)
     # errors come before anything is written
-    settings = photo_settings(len(find_photos(photos, [out], None)), recipe, changes, file)
+    settings = photo_settings(len(find_photos(photos, [out], progress)), recipe, changes, file)
     if settings.model.start is not None or settings.model.backbone.startswith("timm/"):
         build_method(settings, recipe, 2, say=lambda line: None)
     with claimed(out, "dilo pretrain", given):
@@ -119,7 +119,7 @@ def pretrain_photos(
 # %% ../../nbs/training/09_photos.ipynb #684030fe
 def _pretrained(photos, out, recipe, seed, changes, file, jobs, progress, dry_run):
     "The steps of `pretrain_photos`, once this process has claimed the folder."
-    index = write_photos_index(out / "index", photos, [out], count=progress)
+    index = write_photos_index(out / "index", photos, [out], count=None)  # what is not read was told above
     settings = photo_settings(len(index), recipe, changes, file)
     train = settings.training(recipe)
     if progress:

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -35,10 +34,11 @@ def repro(project, kill=None):
     "The exit status of `dvc repro` and what it said; None where it was killed after some seconds: no process of it stays."
     with tempfile.TemporaryFile() as log:
         options = dict(cwd=project.folder, env=project.env, start_new_session=True, stdout=log, stderr=log)
-        process = subprocess.Popen(["dvc", "repro"], **options)
+        process, killed = subprocess.Popen(["dvc", "repro"], **options), False
         try:
             process.wait(kill)
         except subprocess.TimeoutExpired:
+            killed = True
             process.kill()
             process.wait()
         log.seek(0)
@@ -47,7 +47,7 @@ def repro(project, kill=None):
     while of(process.pid):
         assert time.monotonic() < deadline, f"left behind: {of(process.pid)}"
         time.sleep(0.1)
-    return (None if process.returncode == -signal.SIGKILL else process.returncode), said
+    return (None if killed else process.returncode), said
 
 
 def check_through(project, smoke):
