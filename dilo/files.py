@@ -36,8 +36,10 @@ def write_atomically(path, write):
             os.fsync(f.fileno())
     except (OSError, RuntimeError) as error:
         code = getattr(error, "errno", None)
-        if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 2**20:
-            code = errno.ENOSPC  # torch does not say so
+        if code is None and not path.parent.is_dir():  # pandas and torch say these two in words of their own
+            code = errno.ENOENT
+        elif isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 2**20:
+            code = errno.ENOSPC
         part.unlink(missing_ok=True)
         if code is not None and getattr(error, "filename", None) is None:
             raise OSError(code, os.strerror(code), str(path)) from error
