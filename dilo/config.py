@@ -351,7 +351,7 @@ class Transfer(Section):
     tasks: list[Literal["detect", "segment", "classify", "attributes", "landmarks"]] = Field(
         [], description="none: this part of the study is left out"
     )
-    folder: str | None = Field(None, description="holds oxford-iiit-pet, CUB_200_2011 and 300W; null: the world")
+    photos: str | None = Field(None, description="holds oxford-iiit-pet, CUB_200_2011 and 300W; null: the world")
     train: int = Field(600, ge=10, description="images of the world for each task to learn from")
     val: int = Field(500, ge=10, description="images of the world to test on")
     epochs: int | None = Field(None, ge=1, description="in place of those of the protocol")
@@ -577,10 +577,10 @@ def _of_study(s, root):
             f"transfer.tasks = {s.transfer.tasks} is not allowed: boxes and pixels need a ResNet, and model.backbone is "
             f"{s.model.backbone!r}; leave the tasks out, or use `dilo transfer` for classes, attributes and landmarks"
         )
-    path = s.transfer.folder
+    path = s.transfer.photos
     for name in dict.fromkeys(PHOTO_SETS[task] for task in s.transfer.tasks if path is not None):
         if not (root / path / name).is_dir():
-            yield f"transfer.folder = {path!r} is not allowed: there is no folder {(root / path / name).resolve()}"
+            yield f"transfer.photos = {path!r} is not allowed: there is no folder {(root / path / name).resolve()}"
     for key, values in lists.items():
         if len(set(values)) < len(values):
             yield f"{key} = {values} is not allowed: each may stand there once"

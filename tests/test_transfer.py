@@ -441,7 +441,7 @@ def test_the_study_reads_sets_of_photos(tmp_path):
     cub(tmp_path / "sets/CUB_200_2011")
     faces_300w(tmp_path / "sets/300W")
     settings = load_settings(ROOT / "params.yaml")
-    asked = dict(tasks=["classify", "landmarks"], folder="sets", epochs=1)
+    asked = dict(tasks=["classify", "landmarks"], photos="sets", epochs=1)
     settings = settings.model_copy(update=dict(transfer=Transfer(**asked), study=Study(recipes=["moco"], seeds=[3])))
     place = tmp_path / "place"
     file = place / "runs/moco-3/encoder.safetensors"

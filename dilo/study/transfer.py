@@ -72,7 +72,7 @@ def _anew(task, encoder, root, folder, options):
 
 def _tasks(settings, out, root):
     "Yields each task of the settings, where its runs go, its data, their layout, the protocol and the scores to keep."
-    tasks, photos = settings.transfer.tasks, settings.transfer.folder
+    tasks, photos = settings.transfer.tasks, settings.transfer.photos
     if tasks and photos is None:
         _world(settings, out / "world")
     for task in tasks:
@@ -86,7 +86,7 @@ def _tasks(settings, out, root):
 def run_transfer(settings, place, root=".", progress=False):
     """Every task of the settings with every encoder of the study and a random one, for every seed; what is finished stays.
 
-    place: the folder of the pipeline, with runs/. root: what `transfer.folder` starts from. Writes
+    place: the folder of the pipeline, with runs/. root: what `transfer.photos` starts from. Writes
     place/build/transfer/scores.csv and returns it: task, protocol, encoder, seed, score, value, code, settings.
     Without tasks it is empty."""
     place, rows = Path(place), []
