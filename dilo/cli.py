@@ -175,10 +175,10 @@ def _preview(args):
     if args.map is None and args.mask_class is not None:
         raise ValueError("--mask-class is for --map")
     method = None if args.map is not None and args.others is None else _method(args)
-    if not Path(args.photo).is_file():
-        what = "is a folder" if Path(args.photo).is_dir() else "is no regular file"
-        what = what if Path(args.photo).exists() else "no such file"
-        raise FileNotFoundError(f"{args.photo}: {what}; give a photo")
+    photo = Path(args.photo)
+    if not photo.is_file():
+        what = "is a folder" if photo.is_dir() else "is no regular file" if photo.exists() else "no such file"
+        raise FileNotFoundError(f"{photo}: {what}; give a photo")
     _into(args.out)
     check_outputs({args.out: _is_sheet}, [args.photo, args.map, args.others, args.weights])
     if Path(args.out).suffix.lower() not in (".png", ".jpg", ".jpeg"):

@@ -227,6 +227,7 @@ print(peak() - before)
         (["saliency", "photos", "--out", "maps", "--backend", "ray"], "pip install ray"),
         (["preview", "none.jpg"], "none.jpg: no such file"),
         (["preview", "photos"], "photos: is a folder; give a photo"),
+        (["preview", "pipe.jpg"], "pipe.jpg: is no regular file; give a photo"),
         (["preview", "photos/a.png", "--out", "file/sheet.png"], "file/sheet.png: file is no folder; give another place"),
         (["saliency", "photos/a.png", "--out", "maps"], "photos/a.png: is a file; give a folder"),
         (["saliency-score", "photos", "none"], "none: no such folder"),
@@ -262,6 +263,7 @@ def test_mistakes_are_said_in_a_line(tmp_path, cat, arguments, said):
         (tmp_path / name).mkdir()
     cat.save(tmp_path / "photos/a.png")
     (tmp_path / "file").write_text("a file")
+    os.mkfifo(tmp_path / "pipe.jpg")
     _, stderr = dilo(*arguments, status=2, cwd=tmp_path)
     assert said in stderr, stderr
     assert not (tmp_path / "maps").exists(), "nothing was begun"
