@@ -3,17 +3,21 @@ protocol at the size of its paper, on small trees of the data sets' layouts."""
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.multiprocessing as mp
 from PIL import Image
 from safetensors.torch import load_file
 from test_cli import ENV, ROOT
@@ -23,6 +27,9 @@ from dilo.config import Study, Transfer, load_settings
 from dilo.study import run_transfer
 from dilo.training import Encoder, build_encoder, save_encoder
 from dilo.transfer import PROTOCOLS, transfer, write_transfer_world
+from dilo.transfer.command import changed, read_layout
+from dilo.transfer.loop import Fit, new_accelerator, precise_norm
+from dilo.transfer.tasks import TASKS as MINE
 
 TASKS = {  # the data in the folder of the world, and its layout
     "detect": ("scenes", "coco"),
@@ -148,6 +155,53 @@ def test_two_processes_compute_features_once(place, tmp_path):
     assert main(command_of(place, "classify", tmp_path / "one", "--protocol", "linear", "--quiet")) == 0
     one, two = (np.load(tmp_path / name / "encoder/features_test.npz")["features"] for name in ("one", "two"))
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+def mean_of(maps):
+    return maps.mean((0, 2, 3))
+
+
+def variance_of(maps):
+    return maps.var((0, 2, 3))  # the unbiased one, as torch keeps it
+
+
+def renewed(rank, count, port, folder):
+    "Renews a small network's statistics of BatchNorm in one of `count` processes, and saves them."
+    torch.set_num_threads(1)
+    if count > 1:
+        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in told.items()} | {"ACCELERATE_USE_CPU": "true"})
+    train, _, _ = read_layout("classify", "folders", folder / "objects", False, print)
+    protocol = changed(PROTOCOLS["classify"]["small"], batch=8, length=1)
+    torch.manual_seed(1)
+    network = MINE["classify"].network(Encoder("resnet18", 8, "small"), protocol, train, False)
+    fit = Fit(MINE["classify"], network, train, protocol, 0, folder / "fit", {}, new_accelerator("fp32"), print)
+    assert fit.machine.num_processes == count
+    shown = []  # what the first BatchNorm is shown, in float64
+    bn = fit.bare.encoder.bn1
+    hook = bn.register_forward_pre_hook(lambda _, maps: shown.append(maps[0].double()))
+    precise_norm(fit, 2)
+    hook.remove()
+    assert [len(maps) for maps in shown] == [8 // count] * 2
+    by_hand = [torch.stack([statistic(maps) for maps in shown]).mean(0) for statistic in (mean_of, variance_of)]
+    last = fit.bare.encoder.layer4[1].bn2.running_mean
+    torch.save(([bn.running_mean, bn.running_var], by_hand, last), folder / f"norm{rank}of{count}.pt")
+
+
+def test_statistics_of_batchnorm_anew_in_two_processes(place):
+    "The plain mean over batches, worked by hand; two processes, each with half of every batch, come to the same, together."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for count in (1, 2):
+        mp.spawn(renewed, (count, port, place), nprocs=count)
+    one, *two = (torch.load(place / f"norm{name}.pt", weights_only=True) for name in ("0of1", "0of2", "1of2"))
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5, check_dtype=False)
+    close(one[0], one[1])
+    for told in two:
+        close(told[0], [(a + b) / 2 for a, b in zip(two[0][1], two[1][1], strict=True)])
+        close(told[0][0], one[0][0])  # means are those of whole batches; variances are within halves
+    assert torch.equal(two[0][2], two[1][2]), "the deepest statistics, too, are shared"
 
 
 def refused(capsys, command, *said):
