@@ -80,6 +80,15 @@ def test_each_task_from_the_command_line(place, tmp_path, capsys, task):
         assert (tmp_path / f"out/{name}/model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("task", ["attributes", "landmarks"])
+def test_a_hidden_layer_in_the_head(place, tmp_path, task):
+    options = ["--length", 1, "--batch", 8, "--protocol", "small_mlp", "--quiet"]
+    assert main(command_of(place, task, tmp_path / "out", *options)) == 0
+    weights = load_file(tmp_path / "out/encoder/model.safetensors")
+    assert 256 in [len(value) for key, value in weights.items() if key.startswith("head.")]
+    assert np.isfinite(pd.read_csv(tmp_path / "out/encoder/history.csv").loss).all()
+
+
 @pytest.fixture(scope="module")
 def whole(place):
     "A run of `dilo transfer classify` that nothing interrupts; its folder and the options."

@@ -273,14 +273,23 @@ class Segmenter(nn.Module):
         return maps if self.training else maps[0]
 
 # %% ../../nbs/transfer/07_networks.ipynb #0b0960d9
-class Head(nn.Module):
-    "A copy of an encoder and a linear layer on its features: images `(B, 3, H, W)` in [0, 1] to `(B, outputs)`."
+def _layers(features, outputs, hidden, std, bias):
+    "A linear layer that starts near `bias`; with `hidden` units, one layer of so many before it."
+    last = nn.Linear(hidden or features, outputs)
+    nn.init.normal_(last.weight, std=std)
+    nn.init.constant_(last.bias, bias)
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(inplace=True), last) if hidden else last
 
-    def __init__(self, encoder, outputs, norm="trained", frozen=False):
+
+class Head(nn.Module):
+    """A copy of an encoder and a linear layer on its features: images `(B, 3, H, W)` in [0, 1] to `(B, outputs)`.
+
+    hidden: units of a layer before it; 0: none."""
+
+    def __init__(self, encoder, outputs, norm="trained", frozen=False, hidden=0):
         super().__init__()
-        self.encoder, self.head = prepared(encoder, norm, frozen), nn.Linear(encoder.features, outputs)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.encoder = prepared(encoder, norm, frozen)
+        self.head = _layers(encoder.features, outputs, hidden, 0.01, 0.0)
 
     def forward(self, images):
         return self.head(self.encoder(images).float())
@@ -290,27 +299,26 @@ class PointHead(nn.Module):
     """A copy of an encoder and a head for landmarks: images `(B, 3, size, size)` in [0, 1] to coordinates `(B, points, 2)`,
     where the photo goes from 0 to 1. With `heat` it also gives the maps `(B, points, h, w)` that they are read from.
 
-    size: px of the images, which the layer behind `coordinates` is made for."""
+    size: px of the images, which the layer behind `coordinates` is made for. hidden: units of a layer before it; 0: none."""
 
-    def __init__(self, encoder, points, head, size, norm="trained", frozen=False):
+    def __init__(self, encoder, points, head, size, norm="trained", frozen=False, hidden=0):
         super().__init__()
         self.encoder, self.points, self.heat = prepared(encoder, norm, frozen), points, head == "heat"
         with torch.no_grad():
             channels, *sides = copy.deepcopy(self.encoder).eval().feature_map(torch.zeros(1, 3, size, size)).shape[1:]
         if self.heat:
-            hidden = min(256, channels)
+            wide = min(256, channels)
             layers = []
-            for before in (channels, hidden, hidden):
+            for before in (channels, wide, wide):
                 layers += [
-                    nn.ConvTranspose2d(before, hidden, 4, 2, 1, bias=False),
-                    nn.BatchNorm2d(hidden),
+                    nn.ConvTranspose2d(before, wide, 4, 2, 1, bias=False),
+                    nn.BatchNorm2d(wide),
                     nn.ReLU(True),
                 ]
-            self.head = nn.Sequential(*layers, nn.Conv2d(hidden, points, 1))
-        else:
-            self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * sides[0] * sides[1], 2 * points))
-            nn.init.normal_(self.head[1].weight, std=0.001)
-            nn.init.constant_(self.head[1].bias, 0.5)  # the middle of the photo
+            self.head = nn.Sequential(*layers, nn.Conv2d(wide, points, 1))
+        else:  # it starts with every point in the middle of the photo
+            layers = _layers(channels * sides[0] * sides[1], 2 * points, hidden, 0.001, 0.5)
+            self.head = nn.Sequential(nn.Flatten(), layers)
 
     def forward(self, images):
         found = self.head(self.encoder.feature_map(images)).float()

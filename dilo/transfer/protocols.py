@@ -114,8 +114,9 @@ class Segment:
 # %% ../../nbs/transfer/06_protocols.ipynb #e102cc76
 @dataclass(frozen=True)
 class Classify:
-    """A linear layer. frozen: the encoder is, and its features are computed once, without crops; the layer is then the
-    probe of `dilo.evaluation`. size: px of what the network sees. area: of the random crops, shares of the photo."""
+    """A linear layer; with `hidden` units, one hidden layer before it. frozen: the encoder is, and its features are computed
+    once, without crops; the layer is then the probe of `dilo.evaluation`. size: px of what the network sees. area: of the
+    random crops, shares of the photo."""
 
     schedule: Schedule | None
     size: int
@@ -127,15 +128,16 @@ class Classify:
     turn: float = 0.0  # degrees, in half of the photos
     erase: float = 0.0  # probability that a rectangle is erased
     balanced: bool = False  # photos are drawn with equal classes
+    hidden: int = 0
     published: str = "ours"
     ours: str = ""
 
 
 @dataclass(frozen=True)
 class Landmarks:
-    """head: `coordinates` (a linear layer on the feature map) or `heat` (maps of where each point is). limit: of the error,
-    beyond which a photo is a failure. parts of the test split are scored apart. shift, zoom, turn: of the crop in training,
-    share of its side, share, degrees."""
+    """head: `coordinates` (a linear layer on the feature map; with `hidden` units, one hidden layer before it) or `heat`
+    (maps of where each point is). limit: of the error, beyond which a photo is a failure. parts of the test split are scored
+    apart. shift, zoom, turn: of the crop in training, share of its side, share, degrees."""
 
     schedule: Schedule
     size: int
@@ -144,6 +146,7 @@ class Landmarks:
     shift: float = 0.05
     zoom: float = 0.1
     turn: float = 15.0
+    hidden: int = 0
     published: str = "ours"
     ours: str = ""
 
@@ -239,10 +242,12 @@ CLASSIFICATION["small"] = Classify(
     Schedule(0.02, 32, epochs=20, law="cosine", weight_decay=5e-4), size=64, resize=64, area=(0.3, 1.0))
 CLASSIFICATION["linear"] = Classify(None, size=64, resize=64, area=(1.0, 1.0), frozen=True)
 ATTRIBUTES["small"] = replace(CLASSIFICATION["small"], area=(1.0, 1.0))
+ATTRIBUTES["small_mlp"] = replace(ATTRIBUTES["small"], hidden=256)
 ATTRIBUTES["linear"] = CLASSIFICATION["linear"]
 LANDMARKS["small"] = Landmarks(
     Schedule(1e-3, 32, epochs=20, optimiser="adamw", law="cosine", weight_decay=1e-4), size=64, head="coordinates",
     limit=0.1)
+LANDMARKS["small_mlp"] = replace(LANDMARKS["small"], hidden=256)
 LANDMARKS["small_heat"] = replace(LANDMARKS["small"], head="heat")
 # the same for photos of 128 px or more
 CLASSIFICATION["small_photos"] = replace(CLASSIFICATION["small"], size=128, resize=146)

@@ -269,7 +269,7 @@ def _classify_quality(record, one, row):
 
 
 def _classifier(encoder, protocol, train, frozen):
-    return Head(encoder, len(train.classes), protocol.schedule.norm, frozen)
+    return Head(encoder, len(train.classes), protocol.schedule.norm, frozen, protocol.hidden)
 
 
 CLASSIFY = Task(
@@ -298,7 +298,7 @@ def _attributes_quality(record, one, row):
 
 
 def _attributer(encoder, protocol, train, frozen):
-    return Head(encoder, len(train.names), protocol.schedule.norm, frozen)
+    return Head(encoder, len(train.names), protocol.schedule.norm, frozen, protocol.hidden)
 
 
 ATTRIBUTES = Task(
@@ -387,7 +387,8 @@ def _landmarks_quality(record, one, row):
 
 
 def _pointer(encoder, protocol, train, frozen):
-    return PointHead(encoder, len(train.names), protocol.head, protocol.size, protocol.schedule.norm, frozen)
+    names, norm = train.names, protocol.schedule.norm
+    return PointHead(encoder, len(names), protocol.head, protocol.size, norm, frozen, protocol.hidden)
 
 
 LANDMARKS = Task(
