@@ -26,7 +26,7 @@ from .fine import LABEL_LAYOUTS
 from dilo.transfer.loop import (
     Examples, Fit, learn, load_network, new_accelerator, precise_norm, predict, remove_checkpoints, worker_count,
 )
-from .own import read_own_attributes, read_own_pixels, read_own_points
+from .own import check_classes, read_own_attributes, read_own_pixels, read_own_points
 from .pictures import best_and_worst, drawn, quality_table, sheet, write_transfer_page
 from .protocols import protocol_of
 from .scenes import BOX_LAYOUTS, PIXEL_LAYOUTS
@@ -65,6 +65,8 @@ def read_layout(task, layout, root, skip_broken=False, say=print, options=None):
         raise FileNotFoundError(f"{root}: no such folder of a data set")
     problems = Problems()
     sets = [check_photos(one, problems) for one in LAYOUTS[task][layout](root, problems, **options)]
+    if (task, layout) == ("segment", "own") and sets[0].masks:
+        check_classes(sets[0], problems)
     settle(problems, skip_broken, say)
     for split, one in zip(("train", "test"), sets):
         if not one.paths:
@@ -318,7 +320,9 @@ def _refuse_misfits(task, encoder, train, protocol, frozen):
     if protocol.schedule is not None:
         TASKS[task].network(encoder, protocol, train, frozen)
     elif task == "attributes" and (train.values < 0).any():
-        raise ValueError("some attributes are not known, and a probe cannot learn from that; choose a trained protocol")
+        row, column = np.argwhere(train.values < 0)[0]
+        said = f"{train.paths[row]}: {train.names[column]} is not known, and a probe cannot learn from that"
+        raise ValueError(f"{said}; fill it in, leave the photo out, or choose a protocol that trains, such as small")
 
 
 def _data(task, layout, root, protocol, labels, seed, skip_broken, say, options):

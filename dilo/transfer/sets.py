@@ -183,6 +183,12 @@ def _outside(one, row, size):
         if wrong.any():
             found = ", ".join(f"{side:g}" for side in boxes[wrong][0])
             return f"{one.paths[row]}: is {width} x {height} px, and has the box {found}"
+    if isinstance(one, PointSet):  # a point may lie outside, as of a face that is cut off, but not far outside
+        far = one.visible[row] & ((one.points[row] < -np.array(size)) | (one.points[row] > 2 * np.array(size))).any(1)
+        if far.any():
+            x, y = one.points[row][far][0]
+            name = one.names[int(far.argmax())]
+            return f"{one.paths[row]}: is {width} x {height} px, and has the point {name} at {x:g}, {y:g}, far outside"
     crops = getattr(one, "crops", None)
     if crops is not None and not isinstance(one, PointSet):
         x0, y0, x1, y1 = crops[row]

@@ -368,9 +368,24 @@ def _landmarks_predict(network, examples, one, rows):
     return [dict(points=own @ matrix[:, :2].T + matrix[:, 2]) for own, matrix in zip(places, matrices)]
 
 
+def _mean_places(train, test, protocol):
+    "For each test photo, in px, where the points of training lie on average in the square that the network sees."
+    total, count = np.zeros((len(train.names), 2)), np.zeros((len(train.names), 1))
+    for row, seen in enumerate(train.visible):
+        matrix, _ = _square(train, row, protocol, False)
+        inside = np.linalg.solve(matrix[:, :2], (train.points[row] - matrix[:, 2]).T).T
+        total, count = total + np.where(seen[:, None], inside, 0), count + seen[:, None]
+    mean = np.where(count > 0, total / np.maximum(count, 1), 0.5)
+    matrices = [_square(test, row, protocol, False)[0] for row in range(len(test.paths))]
+    return np.stack([mean @ matrix[:, :2].T + matrix[:, 2] for matrix in matrices])
+
+
 def _landmarks_score(records, train, test, protocol):
     points = np.stack([record["points"] for record in records])
-    out = {"span": test.span}
+    means = landmark_scores(
+        _mean_places(train, test, protocol), test.points, test.visible, test.spans, limit=protocol.limit
+    )
+    out = {"span": test.span, "chance": means["nme"]}
     named = dict.fromkeys(test.parts.tolist())
     for part in ["", *(named if len(named) > 1 else ())]:
         rows = np.arange(len(points)) if part == "" else np.flatnonzero(test.parts == part)
