@@ -272,6 +272,8 @@ def _print_accuracies(numbers):
         print(f"{numbers['k']} neighbours vote")
     if copies := numbers.get("val_also_in_train"):
         print(f"{copies} photos of val are in train, too: the numbers are too high")
+    if lacking := numbers.get("classes_without_training"):
+        print(f"no training photo has the classes {', '.join(lacking)} of the challenge: their photos count as wrong")
     columns = [name for name in ("knn", "knn_top5", "linear", "linear_top5") if name in numbers]
     print(f"{'percent right':15}" + "".join(f"{name:>13}" for name in columns))
     for split in numbers["linear"]:

@@ -87,7 +87,10 @@ def test_the_backgrounds_challenge_of_a_file_of_torchvision(tmp_path, labelled):
     (tmp_path / "in_to_in9.json").write_text('{"0": 0, "1": 1}')
     command = ["evaluate", "resnet50.pth", folder / "photos", "--challenge", "bg_challenge/", "--size", "64", "--k", "5"]
     said, told = dilo(*command, "--class-map", "in_to_in9.json", cwd=tmp_path)
-    assert "resnet50 of width 64" in told and "mixed_rand" in said and "original" in said
+    assert "resnet50 of width 64" in told and "mixed_rand" in said and "original" in said and "no training" not in said
+    (tmp_path / "in_to_in9.json").write_text('{"0": 0, "1": -1}')
+    said, _ = dilo(*command, "--class-map", "in_to_in9.json", cwd=tmp_path)
+    assert "no training photo has the classes" in said and "their photos count as wrong" in said
 
 
 def test_images_may_be_normalised_otherwise(tmp_path, labelled):

@@ -33,7 +33,7 @@ from .probes import through
 
 
 # %% ../../nbs/evaluation/07_embedding.ipynb #e3bed005
-PIECE = 256
+PIECE = 64
 ENDINGS = (".npy", ".csv", ".parquet")
 
 

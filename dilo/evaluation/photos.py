@@ -126,7 +126,8 @@ def _challenge_accuracies(encoder, train_images, train_labels, sets, to, *, five
 
 # %% ../../nbs/evaluation/06_photos.ipynb #94608c2f
 def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=None, k=None, device=None):
-    """Accuracies of kNN and linear probe by classifier and split, and BG-gap by classifier: floats in [0, 1].
+    """Accuracies of kNN and linear probe by classifier and split, and BG-gap by classifier: floats in [0, 1]; and
+    classes_without_training, if the challenge has classes that no training photo has: all of their photos count as wrong.
 
     The classifiers are fitted on photos/train/<class>/ and tested on challenge/<split>/val/<class>/. class_map: a JSON file
     that gives each training class's number the number of its class in the challenge, or -1 if it has none; without it both
@@ -148,7 +149,9 @@ def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=None,
     to = np.arange(len(classes)) if class_map is None else _class_numbers(class_map, len(classes), len(own))
     k, five = _neighbours(k, train_labels, photos), class_map is None and len(classes) > 5
     options = dict(five=five, size=size, k=k, device=device)
-    return _challenge_accuracies(encoder, train_images, train_labels, sets, to, **options) | {"k": k}
+    out = _challenge_accuracies(encoder, train_images, train_labels, sets, to, **options) | {"k": k}
+    lacking = [name for number, name in enumerate(own) if number not in to[train_labels]]
+    return out | ({"classes_without_training": lacking} if lacking else {})
 
 # %% ../../nbs/evaluation/06_photos.ipynb #27632132
 def evaluate_coco(weights, folder, *, train="train2017", val="val2017", size=None, device=None):

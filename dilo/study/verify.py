@@ -84,8 +84,11 @@ def committed_runs(root, profile, commit="HEAD"):
     try:
         done = subprocess.run(["git", "show", f"{commit}:./{name}"], cwd=root, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as e:
-        said = getattr(e, "stderr", b"").decode().strip() or str(e)
-        raise FileNotFoundError(f"{name}: not in commit {commit}, so there is nothing to compare with ({said})") from e
+        said = f" ({getattr(e, 'stderr', b'').decode().strip() or e})"
+        if isinstance(e, subprocess.CalledProcessError):  # Git's words help only where the commit itself is not there
+            there = ["git", "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"]
+            said = "" if subprocess.run(there, cwd=root, capture_output=True, check=False).returncode == 0 else said
+        raise FileNotFoundError(f"{name}: not in commit {commit}, so there is nothing to compare with{said}") from e
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "runs.csv").write_bytes(done.stdout)
         return read_runs(folder)
