@@ -367,7 +367,7 @@ def _landmarks_predict(network, examples, one, rows):
     matrices = [example["matrix"] for example in examples]
     return [dict(points=own @ matrix[:, :2].T + matrix[:, 2]) for own, matrix in zip(places, matrices)]
 
-
+# %% ../../nbs/transfer/08_tasks.ipynb #c6fd31ba
 def _mean_places(train, test, protocol):
     "For each test photo, in px, where the points of training lie on average in the square that the network sees."
     total, count = np.zeros((len(train.names), 2)), np.zeros((len(train.names), 1))
