@@ -299,7 +299,8 @@ class PointHead(nn.Module):
     """A copy of an encoder and a head for landmarks: images `(B, 3, size, size)` in [0, 1] to coordinates `(B, points, 2)`,
     where the photo goes from 0 to 1. With `heat` it also gives the maps `(B, points, h, w)` that they are read from.
 
-    size: px of the images, which the layer behind `coordinates` is made for. hidden: units of a layer before it; 0: none."""
+    size: px of the images, which the layer behind `coordinates` is made for; it sees the map divided by the root of its
+    length. hidden: units of a layer before it; 0: none."""
 
     def __init__(self, encoder, points, head, size, norm="trained", frozen=False, hidden=0):
         super().__init__()
@@ -315,13 +316,14 @@ class PointHead(nn.Module):
                     nn.BatchNorm2d(wide),
                     nn.ReLU(True),
                 ]
-            self.head = nn.Sequential(*layers, nn.Conv2d(wide, points, 1))
+            self.head, self.scale = nn.Sequential(*layers, nn.Conv2d(wide, points, 1)), 1.0
         else:  # it starts with every point in the middle of the photo
-            layers = _layers(channels * sides[0] * sides[1], 2 * points, hidden, 0.001, 0.5)
-            self.head = nn.Sequential(nn.Flatten(), layers)
+            inputs = channels * sides[0] * sides[1]
+            self.head = nn.Sequential(nn.Flatten(), _layers(inputs, 2 * points, hidden, 0.001, 0.5))
+            self.scale = inputs**-0.5
 
     def forward(self, images):
-        found = self.head(self.encoder.feature_map(images)).float()
+        found = self.head(self.encoder.feature_map(images) * self.scale).float()
         if not self.heat:
             return found.view(-1, self.points, 2)
         return centres(found), found
