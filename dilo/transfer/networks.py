@@ -294,7 +294,7 @@ class Head(nn.Module):
     def forward(self, images):
         return self.head(self.encoder(images).float())
 
-
+# %% ../../nbs/transfer/07_networks.ipynb #7be1a001
 class PointHead(nn.Module):
     """A copy of an encoder and a head for landmarks: images `(B, 3, size, size)` in [0, 1] to coordinates `(B, points, 2)`,
     where the photo goes from 0 to 1. With `heat` it also gives the maps `(B, points, h, w)` that they are read from.
