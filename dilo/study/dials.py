@@ -140,12 +140,11 @@ def dial_figure(folder, dials=DIALS, places=PLACES):
 # %% ../../nbs/study/04_dials.ipynb #33ba23fc
 def dial_text(folder, dials=DIALS, measure="linear.mixed_rand"):
     "Sentences that say what the right map is worth at each setting of the first dial. Empty if nothing was run."
-    parts, dial, counted = [], dials[0], 0
+    parts, dial = [], dials[0]
     for value, profile in dial.points:
         found = compare(Path(folder) / profile, *PAIRS["RBD - RBD of another image"], measure)
         whole = compare(Path(folder) / profile, *PAIRS["RBD - MoCo v2"], measure)
         if found["seeds"]:
-            counted += 1
             seeds, of_whole = ("one seed" if n == 1 else f"{n} seeds" for n in (found["seeds"], whole["seeds"]))
             gained = f" The gain over MoCo v2 is {_told(whole)} ({of_whole})." if whole["seeds"] else ""
             parts.append(f"With {dial.name} {value:g}, the right map is worth {_told(found)} points ({seeds}).{gained}")
@@ -153,7 +152,6 @@ def dial_text(folder, dials=DIALS, measure="linear.mixed_rand"):
         parts.append(
             "Behind ±: half of the 95 % t-interval over seeds, where there are two or more. In brackets: the 95 % interval "
             "of a bootstrap over seeds and test images; with one seed it says nothing of how another would come out. "
-            f"{counted} intervals of one question stand here, and more in the table: of twenty such intervals one leaves "
-            "the truth out by chance."
+            "The table has more intervals of the same question: of twenty, one leaves the truth out by chance."
         )
     return parts
