@@ -204,13 +204,26 @@ def test_statistics_of_batchnorm_anew_in_two_processes(place):
         port = free.getsockname()[1]
     for count in (1, 2):
         mp.spawn(renewed, (count, port, place), nprocs=count)
-    one, *two = (torch.load(place / f"norm{name}.pt", weights_only=True) for name in ("0of1", "0of2", "1of2"))
+    one, *two = (
+        torch.load(place / f"norm{name}.pt", weights_only=True, map_location="cpu") for name in ("0of1", "0of2", "1of2")
+    )
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5, check_dtype=False)
     close(one[0], one[1])
     for told in two:
         close(told[0], [(a + b) / 2 for a, b in zip(two[0][1], two[1][1], strict=True)])
         close(told[0][0], one[0][0])  # means are those of whole batches; variances are within halves
     assert torch.equal(two[0][2], two[1][2]), "the deepest statistics, too, are shared"
+
+
+def test_masks_of_0_and_255_alone_are_refused(place, tmp_path, capsys):
+    shutil.copytree(place / "pixels", tmp_path / "pixels")
+    command = ["transfer", "segment", place / "e.safetensors", tmp_path / "pixels", "--layout", "own", "--skip-broken"]
+    for mask in (tmp_path / "pixels/val_masks").glob("*.png"):
+        Image.fromarray((np.array(Image.open(mask)) > 0).astype(np.uint8) * 255).save(mask)
+    refused(
+        capsys, [str(w) for w in (*command, "--out", tmp_path / "out")], "val_masks: its pictures hold 0 and 255 alone"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def refused(capsys, command, *said):

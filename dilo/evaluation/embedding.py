@@ -69,7 +69,7 @@ def _made_of(photos, names, encoder, size, pixels):
         about = os.stat(Path(photos) / name)
         listed.update(f"{name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode(errors="surrogateescape"))
     weights = encoder_checksum(encoder)
-    return dict(photos=listed.hexdigest(), count=len(names), encoder=weights, size=size, pixels=pixels)
+    return dict(photos=listed.hexdigest(), count=len(names), encoder=weights, size=size, pixels=pixels, piece=PIECE)
 
 
 def _begin(work, made, shape):

@@ -30,7 +30,7 @@ WORLD_TASKS = {
     "segment": ("pixels", "own", "small", ("miou", "pixel_accuracy")),
     "classify": ("objects", "folders", "small", ("accuracy",)),
     "attributes": ("objects", "own", "small", ("accuracy", "map")),
-    "landmarks": ("objects", "own", "small", ("nme", "failure")),
+    "landmarks": ("objects", "own", "small", ("nme", "failure", "chance")),
 }
 # the same of photos, in the folders that PHOTO_SETS names
 PHOTO_TASKS = {
@@ -38,7 +38,7 @@ PHOTO_TASKS = {
     "segment": ("pets", "small_photos", ("miou", "pixel_accuracy")),
     "classify": ("cub", "small_photos", ("accuracy",)),
     "attributes": ("cub", "small_photos", ("accuracy", "map")),
-    "landmarks": ("300w", "small_photos", ("nme", "failure")),
+    "landmarks": ("300w", "small_photos", ("nme", "failure", "chance")),
 }
 
 

@@ -65,12 +65,12 @@ def read_layout(task, layout, root, skip_broken=False, say=print, options=None):
         raise FileNotFoundError(f"{root}: no such folder of a data set")
     problems = Problems()
     sets = [check_photos(one, problems) for one in LAYOUTS[task][layout](root, problems, **options)]
-    if (task, layout) == ("segment", "own") and sets[0].masks:
-        check_classes(sets[0], problems)
     settle(problems, skip_broken, say)
     for split, one in zip(("train", "test"), sets):
         if not one.paths:
             raise ValueError(f"{root}: no photo is left to {'train on' if split == 'train' else 'test with'}")
+        if (task, layout) == ("segment", "own"):
+            check_classes(one)
     return *sets, len(problems)
 
 
@@ -295,7 +295,7 @@ def transfer(task, weights, root, out, *, layout, protocol="small", seed=0, labe
             told = made | {"encoder": encoder_checksum(own)}
             networks[key], records[key] = one_encoder(task, own, (train, test, rows), recipe, seed, folder, told, frozen,
                                                       accelerator, key, progress, say)
-            scores[key] = TASKS[task].score(records[key], train, test, recipe)
+            scores[key] = TASKS[task].score(records[key], train if rows is None else part_of(train, rows), test, recipe)
         count = len(train.paths) if rows is None else len(rows)
         other = {"batch": batch, "lr": lr, "length": length}
         about = _about(protocol, recipe, task, count, len(test.paths), left_out, labels, frozen, seed, other)

@@ -61,16 +61,15 @@ def read_own_pixels(root, problems):
     return tuple(sets)
 
 
-def check_classes(train, problems):
-    """Adds to `problems` the classes that no pixel of a training `PixelSet` has, if some pixels have 255: who writes masks
-    of 0 and 255 means a class by that, and here it is ignored."""
-    seen = np.zeros(256, bool)
-    for path in train.masks:
-        seen[np.unique(stored_levels(path))] = True
-    unused = [f"{number} ({name})" for number, name in enumerate(train.classes) if not seen[number]]
-    if unused and seen[255]:
-        told = f"no pixel has the number {', '.join(unused)}, and some have 255, which is ignored"
-        problems.add(train.masks[0].parent, f"{told}; write a class as its line in classes.txt, counted from 0")
+def check_classes(one):
+    """Raises ValueError if the pictures of a `PixelSet` hold 0 and 255 alone: who writes such masks means a class by 255,
+    and here it is ignored."""
+    seen = set()
+    for path in one.masks:
+        seen.update(np.unique(stored_levels(path)).tolist())
+    if seen == {0, 255} and len(one.classes) > 1:
+        told = "its pictures hold 0 and 255 alone, and 255 is ignored"
+        raise ValueError(f"{one.masks[0].parent}: {told}; write a class as its line in classes.txt, counted from 0")
 
 # %% ../../nbs/transfer/10_own.ipynb #67d6102b
 def _table(root, name, told, problems):
