@@ -9,7 +9,8 @@ __all__ = ['ABLATIONS', 'DIALS', 'Dial', 'ablation_figure', 'ablation_table', 'a
            'learning_curves', 'length_figure', 'localisation_table', 'long_enough', 'mark_otherwise', 'markdown_table',
            'missing_runs', 'neighbours_table', 'read_ablation', 'read_dials', 'read_histories', 'read_lengths',
            'read_results', 'read_runs', 'read_transfer', 'run_transfer', 'search_table', 'study_page', 'summarise',
-           'transfer_figure', 'transfer_section', 'transfer_summary', 'verify_project', 'write_image_values']
+           'transfer_figure', 'transfer_section', 'transfer_summary', 'verify_project', 'write_alignment',
+           'write_image_values']
 
 # %% ../../nbs/study/00_study.ipynb #7c31693a
 # fmt: off
@@ -26,6 +27,7 @@ from dilo.study.transfer import (
 )
 from .verify import verify_project
 from .tables import accuracy_table, differences, localisation_table, neighbours_table
+from .alignment import write_alignment
 from .report import mark_otherwise, study_page
 
 _all_ = [
@@ -35,6 +37,6 @@ _all_ = [
     "localisation_table", "long_enough", "mark_otherwise", "markdown_table", "missing_runs", "neighbours_table",
     "read_ablation", "read_dials", "read_histories", "read_lengths", "read_results", "read_runs", "read_transfer",
     "run_transfer", "search_table", "study_page", "summarise", "transfer_figure", "transfer_section", "transfer_summary",
-    "verify_project", "write_image_values",
+    "verify_project", "write_alignment", "write_image_values",
 ]
 # fmt: on

@@ -6,8 +6,8 @@
 __all__ = ['METHODS', 'NORMALISATIONS', 'OWN_NAMES', 'Adapted', 'Encoder', 'Interrupted', 'NonFiniteLoss', 'OtherRun', 'Run',
            'StopRequest', 'build_encoder', 'build_method', 'column_mlp', 'differences', 'distance', 'encoder_checksum',
            'epoch_batches', 'export_run', 'export_saliency_net', 'find_encoder', 'info_nce', 'is_own', 'launch',
-           'learning_rate', 'load_encoder', 'load_resnet', 'machine_precision', 'made_on', 'momentum_copy',
-           'photo_settings', 'pretrain', 'pretrain_photos', 'random_like', 'recipe_saliency', 'resume',
+           'learning_rate', 'load_encoder', 'load_method', 'load_resnet', 'machine_precision', 'made_on',
+           'momentum_copy', 'photo_settings', 'pretrain', 'pretrain_photos', 'random_like', 'recipe_saliency', 'resume',
            'save_checkpoint', 'save_encoder', 'share_of', 'spread', 'start_from', 'synchronise', 'update_momentum',
            'view_recipe', 'weights_file']
 
@@ -24,7 +24,7 @@ from .feed import recipe_saliency
 from .recipes import METHODS, build_method, made_on, view_recipe
 from .loop import Interrupted, NonFiniteLoss, Run, StopRequest, launch, pretrain
 from .photos import photo_settings, pretrain_photos
-from .handover import export_run, export_saliency_net
+from .handover import export_run, export_saliency_net, load_method
 from .methods.moco import info_nce, spread
 from .methods.byol import distance
 
@@ -32,7 +32,7 @@ _all_ = [
     "METHODS", "NORMALISATIONS", "OWN_NAMES", "Adapted", "Encoder", "Interrupted", "NonFiniteLoss", "OtherRun",
     "Run", "StopRequest", "build_encoder", "build_method", "column_mlp", "differences", "distance",
     "encoder_checksum", "epoch_batches", "export_run", "export_saliency_net", "find_encoder", "info_nce", "is_own",
-    "launch", "learning_rate", "load_encoder", "load_resnet", "machine_precision", "made_on", "momentum_copy",
+    "launch", "learning_rate", "load_encoder", "load_method", "load_resnet", "machine_precision", "made_on", "momentum_copy",
     "photo_settings", "pretrain", "pretrain_photos", "random_like", "recipe_saliency", "resume", "save_checkpoint",
     "save_encoder", "share_of", "spread", "start_from", "synchronise", "update_momentum", "view_recipe",
     "weights_file",
