@@ -14,8 +14,9 @@ from .probes import fast_device, through
 
 # %% ../../nbs/evaluation/09_alignment.ipynb #a119e0006
 def predicted_maps(method, images, size, device=None):
-    """The alignment maps of a LEWEL method, float32 `(N, K, h, w)`, each summing to one. images: uint8 `(N, 3, H, W)`, seen at
-    `size` px.
+    """The alignment maps of a LEWEL method, float32 `(N, K, h, w)`, each summing to one.
+
+    images: uint8 `(N, 3, H, W)`, seen at `size` px.
 
     Raises ValueError for a method that predicts none."""
     neck = getattr(method, "neck", None)

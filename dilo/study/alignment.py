@@ -43,8 +43,9 @@ def _some(packed, split, count=1000):
 
 
 def write_alignment(runs, packed, size, out, recipes, seeds):
-    """Writes `alignment.csv` and `alignment.png` to results/<profile>/, of the runs whose method predicts maps: `alignment_scores`
-    on at most 1,000 images of each split, evenly spaced, and the `alignment_figure` of the first run on eight held-out images.
+    """Writes `alignment.csv` and `alignment.png` to results/<profile>/, of the runs whose method predicts maps:
+    `alignment_scores` on at most 1,000 images of each split, evenly spaced, and the `alignment_figure` of the first run on
+    eight held-out images.
 
     Returns the table, or None if there is no such run. runs: the folder that holds <recipe>-<seed>/. packed: of
     `dilo.data.open_arrays`. A run that is not finished there keeps the row that it has. Raises what `load_method` does."""
