@@ -263,9 +263,13 @@ def test_a_folder_of_photos(smoke, fresh):
     fresh.run("python", "-m", "dilo.config", "smoke")
     fresh.edit("params.yaml", "source: world", "source: folder")
     fresh.edit("params.yaml", "folder: null", "folder: ../photos")
+    fresh.edit("params.yaml", "recipes:\n  - moco\n  - dilo\n", "recipes: [moco, dilo, lewel_m]\n")
     fresh.run("dvc", "repro")
-    for run in RUNS:
+    for run in (*RUNS, "lewel_m-0"):
         result = json.loads((fresh.folder / f"runs/{run}/metrics.json").read_text())
         assert set(result["linear"]) == set(result["knn"]) == {"original"}
     assert "../photos" in (fresh.folder / "reports/index.html").read_text()
     assert json.loads((fresh.folder / "build/saliency.json").read_text()) == {}
+    maps = pd.read_csv(fresh.folder / "results/smoke/alignment.csv")
+    assert list(maps) == ["recipe", "seed", "contrast"] and list(maps.recipe) == ["lewel_m"] and maps.contrast[0] > 1
+    assert (fresh.folder / "results/smoke/alignment.png").stat().st_size > 10_000
