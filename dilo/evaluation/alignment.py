@@ -7,8 +7,10 @@ __all__ = ['predicted_maps', 'alignment_scores']
 
 # %% ../../nbs/evaluation/09_alignment.ipynb #a119e0003
 import numpy as np
+import torch
 import torch.nn.functional as F
 
+from ..saliency import centre_prior
 from .localisation import pointing_game
 from .probes import fast_device, through
 
@@ -16,9 +18,8 @@ from .probes import fast_device, through
 def predicted_maps(method, images, size, device=None):
     """The alignment maps of a LEWEL method, float32 `(N, K, h, w)`, each summing to one.
 
-    images: uint8 `(N, 3, H, W)`, seen at `size` px.
-
-    Raises ValueError for a method that predicts none."""
+    images: uint8 `(N, 3, H, W)`, seen at `size` px. The method is moved to `device` and put in eval mode. Raises ValueError
+    for a method that predicts none."""
     neck = getattr(method, "neck", None)
     if getattr(neck, "maps", None) not in ("predicted", "detached"):
         raise ValueError(f"{type(method).__name__} predicts no maps; give LEWEL with `maps` predicted or detached")
@@ -45,21 +46,25 @@ def _pointing(maps, masks):
 def alignment_scores(method, train_images, train_masks, val_images, val_masks, *, size, device=None):
     """How flat a LEWEL method's maps are, and how often they point at the object: a dictionary.
 
-    contrast: the greatest value of a map over its least, on the mean of maps and images. With masks also: map, the number of
-    the map that does best on the training images; pointing and others, the score of that map and the mean of all on the
-    validation images, floats in [0, 1].
+    contrast: the greatest value of a map over its least, the geometric mean over maps and images. With masks also: map, the
+    number of the map that does best on the training images; pointing, mean and centre, the scores on the validation images
+    of that map, of all maps on the mean, and of the centre prior, floats in [0, 1].
 
     Images uint8 `(N, 3, H, W)`, masks uint8 `(N, 1, H, W)` or None; images with an empty mask count for `contrast` alone.
-    Raises ValueError for a method that predicts no maps, and for masks that are all empty."""
+    The method is moved to `device` and put in eval mode. Raises ValueError for a method that predicts no maps, and for masks
+    that are all empty."""
     val = predicted_maps(method, val_images, size, device)
-    out = {"contrast": float((val.amax((2, 3)) / val.amin((2, 3))).mean())}
+    least = val.amin((2, 3)).clamp(min=torch.finfo(torch.float32).tiny)  # at a small scale a softmax comes to zero
+    out = {"contrast": float((val.amax((2, 3)).log() - least.log()).mean().exp())}
     if train_masks is None or val_masks is None:
         return out
-    train, found = predicted_maps(method, train_images, size, device), []
-    for maps, masks in ((train, train_masks), (val, val_masks)):
+    found = []
+    for maps, masks in ((predicted_maps(method, train_images, size, device), train_masks), (val, val_masks)):
         there = (masks >= 128).any((1, 2, 3))
         if not there.any():
             raise ValueError("no image has a mask with an object in it; are these the true masks?")
-        found.append(_pointing(maps[there], masks[there, 0]))
-    best = int(found[0].argmax())
-    return out | {"map": best, "pointing": float(found[1][best]), "others": float(found[1].mean())}
+        masks = masks[there, 0]
+        found.append(_pointing(maps[there], masks))
+    prior = np.broadcast_to(centre_prior(*masks.shape[1:]), masks.shape)
+    best, scores = int(found[0].argmax()), found[1]
+    return out | dict(map=best, pointing=float(scores[best]), mean=float(scores.mean()), centre=pointing_game(prior, masks))

@@ -6,8 +6,10 @@
 __all__ = ['alignment_figure', 'write_alignment']
 
 # %% ../../nbs/study/09_alignment.ipynb #a51190003
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ..files import read_json, read_table, write_atomically
@@ -22,8 +24,8 @@ def _stretched(maps):
     return ((maps - low) / (high - low).clamp(min=1e-12)).numpy()
 
 
-def alignment_figure(method, images, size, best=None, masks=None):
-    """A `gallery` of a LEWEL method's maps, stretched: the map number `best` if it is known, and four others.
+def alignment_figure(method, images, size, title, best=None, masks=None):
+    """A `gallery` of a LEWEL method's maps, stretched: the map number `best` if it is known, and up to four others.
 
     images: uint8 `(N, 3, H, W)`, seen at `size` px. masks: uint8 `(N, 1, H, W)`."""
     maps = predicted_maps(method, images, size)
@@ -32,44 +34,58 @@ def alignment_figure(method, images, size, best=None, masks=None):
     if best is not None:
         looks[f"map {best},\nthe best"] = _stretched(maps[:, best])
     others = [k for k in range(maps.shape[1]) if k != best]
-    return gallery(looks | {f"map {k}": _stretched(maps[:, k]) for k in others[:: -(-len(others) // 4)]}, 0.7)
+    figure = gallery(looks | {f"map {k}": _stretched(maps[:, k]) for k in others[:: -(-len(others) // 4)]}, 0.7)
+    figure.suptitle(title, fontsize=9)
+    return figure
 
-
+# %% ../../nbs/study/09_alignment.ipynb #a51190c1
 def _some(packed, split, count=1000):
     "At most `count` images of a split, evenly spaced, and their masks or None."
     rows = packed.rows(split)
-    rows = rows[:: -(-len(rows) // count)]
+    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
     return packed.images[rows], None if packed.masks is None else packed.masks[rows]
+
+
+def _kept_rows(out):
+    "The rows of an earlier alignment.csv that are of the encoders in runs.csv, by recipe and seed; and the first of all."
+    tables = [out / name for name in ("alignment.csv", "runs.csv")]
+    if not all(table.is_file() for table in tables):
+        return {}, None
+    earlier, runs = (read_table(table, ("recipe", "seed", "encoder"), float_precision="round_trip") for table in tables)
+    known = set(zip(runs.recipe, runs.seed, runs.encoder))
+    rows = earlier.to_dict("records")
+    return {(r["recipe"], r["seed"]): r for r in rows if (r["recipe"], r["seed"], r["encoder"]) in known}, rows[0]
 
 
 def write_alignment(runs, packed, size, out, recipes, seeds):
     """Writes `alignment.csv` and `alignment.png` to results/<profile>/, of the runs whose method predicts maps:
     `alignment_scores` on at most 1,000 images of each split, evenly spaced, and the `alignment_figure` of the first run on
-    eight held-out images.
+    eight held-out images. Both go where there is no such run.
 
-    Returns the table, or None if there is no such run. runs: the folder that holds <recipe>-<seed>/. packed: of
-    `dilo.data.open_arrays`. A run that is not finished there keeps the row that it has. Raises what `load_method` does."""
+    Returns the table, or None. runs: the folder that holds <recipe>-<seed>/. packed: of `dilo.data.open_arrays`. out: holds
+    runs.csv, of `gather`. A run that is not finished keeps the row of its encoder. Raises what `load_method` does."""
     runs, out = Path(runs), Path(out)
-    kept = read_table(out / "alignment.csv", ("recipe", "seed")) if (out / "alignment.csv").is_file() else pd.DataFrame()
-    kept = {(row["recipe"], row["seed"]): row for row in kept.to_dict("records")}
-    rows, figure = [], None
+    (kept, first), rows, sides, figure = _kept_rows(out), [], None, None
     for recipe, seed in ((recipe, seed) for recipe in recipes for seed in seeds):
-        run = runs / f"{recipe}-{seed}"
-        if not (run / "metrics.json").is_file():
+        run, weights = runs / f"{recipe}-{seed}", runs / f"{recipe}-{seed}/encoder.safetensors"
+        if not ((run / "metrics.json").is_file() and weights.is_file()):
             rows += [kept[recipe, seed]] if (recipe, seed) in kept else []
         elif read_json(run / "settings.json").get("method.maps") in ("predicted", "detached"):
-            method = load_method(run)
-            scores = alignment_scores(method, *_some(packed, "train"), *_some(packed, "val"), size=size)
-            rows.append(dict(recipe=recipe, seed=seed) | scores)
+            method = load_method(run, packed.images)
+            sides = sides or (*_some(packed, "train"), *_some(packed, "val"))
+            scores = alignment_scores(method, *sides, size=size)
+            checksum = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+            rows.append(dict(recipe=recipe, seed=seed, encoder=checksum) | scores)
             if len(rows) == 1:
                 shown, masks = _some(packed, "val", 8)
-                figure = alignment_figure(method, shown, size, scores.get("map"), masks)
+                figure = alignment_figure(method, shown, size, f"{recipe}, seed {seed}", scores.get("map"), masks)
+    if figure is not None:
+        write_atomically(out / "alignment.png", lambda part: figure.savefig(part, format="png"))
+    elif not rows or rows[0] != first:
+        (out / "alignment.png").unlink(missing_ok=True)
     if not rows:
-        for name in ("alignment.csv", "alignment.png"):
-            (out / name).unlink(missing_ok=True)
+        (out / "alignment.csv").unlink(missing_ok=True)
         return None
     table = pd.DataFrame(rows)
     write_atomically(out / "alignment.csv", lambda part: table.to_csv(part, index=False))
-    if figure is not None:
-        write_atomically(out / "alignment.png", lambda part: figure.savefig(part, format="png"))
     return table

@@ -127,6 +127,8 @@ def main(argv=None):
                 packed = open_arrays(root / "build/arrays")
                 write_image_values(root / "build", packed, out)
                 write_alignment(root / "runs", packed, settings.views.size, out, study.recipes, study.seeds)
+            else:
+                print("build/arrays: not there, so images.csv and alignment.csv stay as they are; dvc repro pack makes it")
             print(f"{out}: written. Missing: {', '.join(f'{r}-{s}' for r, s in missing) or 'nothing'}")
         elif args.command == "verify":
             table = verify_project(project_root(), load_settings(project_root() / "params.yaml"), args.against)

@@ -23,6 +23,7 @@ from ..config import METHODS, Recipe, Settings
 from ..saliency import SIDE, load_saliency_net
 from .backbones import trunk_of
 from .checkpoints import differences, load_checkpoint, load_encoder
+from .recipes import array_checksum
 
 # %% ../../nbs/training/10_handover.ipynb #d0dbd7d7
 def read_run(run):
@@ -54,22 +55,29 @@ def read_run(run):
     return encoder, about, settings
 
 # %% ../../nbs/training/10_handover.ipynb #1a570002
-def load_method(run):
+def load_method(run, images=None):
     """The whole method of a finished run as its last epoch left it, with heads and queues, frozen and in eval mode.
 
-    Raises what `read_run` does, FileNotFoundError if last.pt is not there, and ValueError if that cannot be read or is of
-    another run than the encoder beside it."""
+    images: uint8 `(N, 3, H, W)`, all that there are, to be sure that the run is of them. Raises what `read_run` does,
+    FileNotFoundError if last.pt is not there, and ValueError if that cannot be read or is of another run than the files
+    beside it, or if the run is of other images."""
     encoder, _, settings = read_run(run)
-    file, name = Path(run) / "last.pt", settings["recipe.method"]
+    file = Path(run) / "last.pt"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no checkpoint here, and the heads are in it; pre-train again, or restore it")
-    options = {key.removeprefix("method."): v for key, v in settings.items() if key.startswith("method.")}
+    state = load_checkpoint(file)
+    made = json.loads(json.dumps(state["made"]))  # as settings.json has it
+    if changes := differences({key: settings.get(key) for key in made}, made):
+        raise ValueError(f"{run}: settings.json and last.pt are of two runs: {', '.join(changes)}; restore them")
+    if images is not None and made["images"] != array_checksum(images):
+        raise ValueError(f"{run}: was learned from other images than those that are given; make them anew: dvc repro pack")
+    name, options = made["recipe.method"], {k.removeprefix("method."): v for k, v in made.items() if k.startswith("method.")}
     handed = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
-    method = METHODS[name](encoder, **options | (dict(size=settings["count"]) if name == "instdisc" else {}))
+    method = METHODS[name](encoder, **options | (dict(size=made["count"]) if name == "instdisc" else {}))
     try:
-        method.load_state_dict(load_checkpoint(file)["method"])
+        method.load_state_dict(state["method"])
     except (KeyError, RuntimeError) as e:
-        raise ValueError(f"{file}: is no checkpoint of {name} with the settings in {run}; restore it") from e
+        raise ValueError(f"{file}: holds no state of {name} as settings.json has it; restore it, or pre-train again") from e
     if any(not torch.equal(tensor, handed[key]) for key, tensor in encoder.state_dict().items()):
         raise ValueError(f"{run}: last.pt and encoder.safetensors are of two runs; finish the run that last.pt belongs to")
     return method.eval().requires_grad_(False)
