@@ -6,7 +6,6 @@
 __all__ = ['alignment_figure', 'write_alignment']
 
 # %% ../../nbs/study/09_alignment.ipynb #a51190003
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import pandas as pd
 from ..files import read_json, read_table, write_atomically
 from ..training import load_method
 from ..evaluation import activation_maps, alignment_scores, predicted_maps
+from .results import encoder_mark
 from .figures import gallery, heat
 
 # %% ../../nbs/study/09_alignment.ipynb #a51190006
@@ -67,15 +67,15 @@ def write_alignment(runs, packed, size, out, recipes, seeds):
     runs, out = Path(runs), Path(out)
     (kept, first), rows, sides, figure = _kept_rows(out), [], None, None
     for recipe, seed in ((recipe, seed) for recipe in recipes for seed in seeds):
-        run, weights = runs / f"{recipe}-{seed}", runs / f"{recipe}-{seed}/encoder.safetensors"
-        if not ((run / "metrics.json").is_file() and weights.is_file()):
+        run = runs / f"{recipe}-{seed}"
+        mark = encoder_mark(run)
+        if mark is None or not (run / "metrics.json").is_file():
             rows += [kept[recipe, seed]] if (recipe, seed) in kept else []
         elif read_json(run / "settings.json").get("method.maps") in ("predicted", "detached"):
             method = load_method(run, packed.images)
             sides = sides or (*_some(packed, "train"), *_some(packed, "val"))
             scores = alignment_scores(method, *sides, size=size)
-            checksum = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-            rows.append(dict(recipe=recipe, seed=seed, encoder=checksum) | scores)
+            rows.append(dict(recipe=recipe, seed=seed, encoder=mark) | scores)
             if len(rows) == 1:
                 shown, masks = _some(packed, "val", 8)
                 figure = alignment_figure(method, shown, size, f"{recipe}, seed {seed}", scores.get("map"), masks)
