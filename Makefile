@@ -1,4 +1,4 @@
-# make repro    runs the pipeline and says where the report is   (PROFILE=smoke for three minutes of everything)
+# make repro    runs the pipeline and says where the report is   (PROFILE=smoke for a short run of everything)
 # make verify   compares the finished runs with the committed ones: the same bits, within the spread of seeds, or neither
 # make test     runs every test
 # make faults   kills every command and the pipeline at thirty random moments, fills the disk, breaks files: an hour or two

@@ -183,7 +183,7 @@ def _preview(args):
     check_outputs({args.out: _is_sheet}, [args.photo, args.map, args.others, args.weights])
     if Path(args.out).suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"--out is {args.out}; allowed is a file that ends in .png or .jpg")
-    page = preview(args.photo, recipe=args.recipe, saliency=args.map, method=method, others=args.others, size=args.size,
+    page = preview(args.photo, recipe=args.views, saliency=args.map, method=method, others=args.others, size=args.size,
                    probability=args.probability, seed=args.seed, mask_class=args.mask_class)
     png = Path(args.out).suffix.lower() == ".png"
     signed = PngImagePlugin.PngInfo()
@@ -411,10 +411,10 @@ def _add_saliency(commands):
 def _add_preview(commands):
     c = _command(commands, "preview", _preview,
                  "Shows a photo as an encoder would see it: its map, every option of the paste, views.",
-                 "dilo preview photo.jpg --recipe byol --others photos/ --out preview.png")
+                 "dilo preview photo.jpg --views byol --others photos/ --out preview.png")
     c.add_argument("photo", metavar="PHOTO", help="a photo of any kind")
     c.add_argument("--out", default="preview.png", metavar="FILE", help="the sheet; the ending says which kind of picture")
-    c.add_argument("--recipe", choices=(*RECIPES, "all"), default="moco_v2", help="whose views to show")
+    c.add_argument("--views", choices=(*RECIPES, "all"), default="moco_v2", help="whose view recipe to show")
     c.add_argument("--map", metavar="FILE", help="the photo's saliency map or mask; without it, --method makes one")
     c.add_argument("--method", choices=(*HAND_CRAFTED, "net", "activation", "rembg"), default="rbd",
                    help="as in dilo saliency")
@@ -478,7 +478,7 @@ def _add_embed(commands):
 
 def _add_neighbours(commands):
     c = _command(commands, "neighbours", _neighbours,
-                 "Shows on a page which photos an encoder takes for alike, and where it looks; two encoders side by side.",
+                 "Shows on a page which photos an encoder considers similar, and where it looks; two encoders side by side.",
                  "dilo neighbours photos/ --weights run/ --against resnet50.pth --out neighbours.html")
     c.add_argument("photos", metavar="PHOTOS", help="folder of photos of any kind, read with its subfolders")
     c.add_argument("--weights", required=True, metavar="ENCODER", help="as in dilo evaluate")

@@ -83,7 +83,7 @@ EVALUATIONS = Registry({
 
 # %% ../nbs/00_config.ipynb #0d78b3b5
 class World(Section):
-    "The embedded world: rendered objects on photographed backgrounds."
+    "The synthetic world: rendered objects on photographed backgrounds."
 
     train: int = Field(4000, ge=10, description="images to learn from")
     val: int = Field(1000, ge=10, description="images held out")
@@ -99,7 +99,7 @@ class World(Section):
 class Data(Section):
     "Which images there are."
 
-    source: Literal[tuple(LAYOUTS)] = Field("world", description="the embedded world, or a folder of photos")
+    source: Literal[tuple(LAYOUTS)] = Field("world", description="the synthetic world, or a folder of photos")
     folder: str | None = Field(None, description="ImageFolder tree with train/<class>/* and val/<class>/*")
     masks: str | None = Field(None, description="tree of masks with the layout of the folder")
     mask_class: int | None = Field(None, ge=0, description="the foreground, where masks are pictures of class numbers")
@@ -346,7 +346,7 @@ PHOTO_SETS |= dict.fromkeys(("classify", "attributes"), "CUB_200_2011") | {"land
 
 
 class Transfer(Section):
-    "Other tasks that the encoders of the study, and random ones, are put to: on the embedded world, or on sets of photos."
+    "Other tasks that the encoders of the study, and random ones, are put to: on the synthetic world, or on sets of photos."
 
     tasks: list[Literal["detect", "segment", "classify", "attributes", "landmarks"]] = Field(
         [], description="none: this part of the study is left out"

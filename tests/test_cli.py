@@ -279,10 +279,10 @@ def test_preview(tmp_path, cat, photos):
     mask.paste(255, (20, 10, 70, 50))
     mask.save(tmp_path / "mask.png")
     for name, more in [
-        ("cat.jpg", ["--recipe", "all", "--others", photos]),
+        ("cat.jpg", ["--views", "all", "--others", photos]),
         ("cat.jpg", ["--map", tmp_path / "mask.png", "--size", 48]),
-        ("grey.png", ["--method", "mb", "--recipe", "scene"]),
-        ("narrow.png", ["--method", "centre", "--recipe", "multi_crop"]),
+        ("grey.png", ["--method", "mb", "--views", "scene"]),
+        ("narrow.png", ["--method", "centre", "--views", "multi_crop"]),
         ("constant.png", []),
     ]:
         stdout, _ = dilo("preview", tmp_path / name, "--out", f"{name}.png", *more, cwd=tmp_path)

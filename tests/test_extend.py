@@ -64,7 +64,7 @@ from dilo.data.index import index_world
 
 
 def toy(out, data, root):
-    "The embedded world under another name."
+    "The synthetic world under another name."
     return index_world(out, data, root)
 ''',
     ),

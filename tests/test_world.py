@@ -1,4 +1,4 @@
-"The embedded world of the default settings, to the byte."
+"The synthetic world of the default settings, to the byte."
 
 from pathlib import Path
 

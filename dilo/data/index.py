@@ -52,7 +52,7 @@ def _write_bmp(pixels, path):
 
 # %% ../../nbs/data/03_index.ipynb #480d7832
 def _is_world(folder):
-    "Whether the folder holds an embedded world and nothing else."
+    "Whether the folder holds a synthetic world and nothing else."
     there = {p.name for p in folder.iterdir()} - {"scenes", "objects.csv"}
     classes = {p.name for p in (folder / "train").iterdir()} if "train" in there else set()
     return there == {"train", "val", "masks", "index.csv"} and classes == set(CLASSES)
@@ -111,7 +111,7 @@ def write_world(folder, *, train=4000, val=1000, scenes=0, size=64, seed=0, prog
     folder = Path(folder).resolve()
     if folder.exists() and any(folder.iterdir()) and not _is_world(folder):
         raise FileExistsError(
-            f"{folder}: holds something other than an embedded world; choose an empty or a new folder"
+            f"{folder}: holds something other than a synthetic world; choose an empty or a new folder"
         )
     part = folder.with_name(folder.name + ".part")
     if part.exists():
@@ -311,7 +311,7 @@ def write_photos_index(out, photos, leave_out=(), count=False):
 
 # %% ../../nbs/data/03_index.ipynb #faf2da37
 def index_world(out, data, root):
-    "Writes the embedded world to `out` by the settings' section `data`. Returns the sha256 of its pixels."
+    "Writes the synthetic world to `out` by the settings' section `data`. Returns the sha256 of its pixels."
     world = data.world
     dials = dict(correlation=world.correlation, centring=world.centring, area=tuple(world.area))
     counts = dict(train=world.train, val=world.val, scenes=world.scenes)

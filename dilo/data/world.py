@@ -169,7 +169,7 @@ def background_photos():
         from sklearn.datasets import load_sample_image
     except ImportError as error:
         raise ImportError(
-            f"the embedded world's backgrounds are photos inside scikit-image and scikit-learn, and "
+            f"the synthetic world's backgrounds are photos inside scikit-image and scikit-learn, and "
             f"{error.name!r} is not installed: pip install dilo[workflow]",
             name=error.name,
         ) from error

@@ -18,7 +18,7 @@ from .figures import interval, new_figure
 from .results import read_runs
 
 # %% ../../nbs/study/04_dials.ipynb #bad0b599
-# maps from best to worst, by the recipe that pastes with them
+# the kinds of map, by the recipe that pastes with them
 MAPS = {
     "true masks": "dilo_true",
     "RBD": "dilo",
@@ -87,6 +87,7 @@ def compare(folder, first, second, measure="linear.mixed_rand"):
 
 PAIRS = {
     "RBD - MoCo v2": ("moco", "dilo"),
+    "RBD of another image - MoCo v2": ("moco", "dilo_shuffled"),
     "RBD - RBD of another image": ("dilo_shuffled", "dilo"),
     "RBD - centre prior": ("dilo_centre", "dilo"),
     "true masks - RBD": ("dilo", "dilo_true"),

@@ -118,7 +118,7 @@ def _images(data):
     "Which images a study used, in words; data: its section of the settings."
     world = data.world
     told = (
-        f"the embedded world ({world.train} training and {world.val} held-out images, background family equal to "
+        f"the synthetic world ({world.train} training and {world.val} held-out images, background family equal to "
         f"the class's own with probability {world.correlation})"
         if data.source == "world"
         else f"the photos in `{data.folder}`"
@@ -249,7 +249,7 @@ def _ablations(published):
     parts = [
         paragraph(
             "Not the runs of this page. They lie in `results/`, in the folders of the profiles ablations, "
-            "lewel and scenes: the default settings on the embedded world, changed in one thing, each with its "
+            "lewel and scenes: the default settings on the synthetic world, changed in one thing, each with its "
             "commit and its settings. The papers' numbers are of other data, networks and lengths. Compare the order "
             "within a column, not across."
         )
@@ -357,7 +357,7 @@ def _again(reports, study):
             "dvc exp run -S recipes.dilo.probability=0.5     # with a change",
             "dvc metrics show; dvc plots show                # the results",
             "make repro PROFILE=seeds                        # three seeds",
-            "make repro PROFILE=centring_0                   # objects anywhere, maps from best to worst; also centring_1",
+            "make repro PROFILE=centring_0                   # objects anywhere, five kinds of map; also centring_1",
             "make repro PROFILE=ablations                    # the ablations above",
             "make repro PROFILE=scenes                       # those of scene contrast",
         ),
