@@ -13,8 +13,10 @@ import pandas as pd
 import seaborn as sns
 
 from ..files import open_array, read_table, write_atomically
+from ..training import array_checksum
 from ..evaluation import paired_bootstrap, read_right
 from .figures import new_figure
+from .results import read_runs
 
 
 # %% ../../nbs/study/06_images.ipynb #6a1e0005
@@ -36,7 +38,11 @@ def write_image_values(build, packed, out):
     """Writes `images.csv` to results/<profile>/: `image_values` of the held-out images, if the maps `rbd` and `learned` are
     both in build/saliency. Returns whether they were.
 
-    build: the folder of what the pipeline made. packed: of `dilo.data.open_arrays`."""
+    build: the folder of what the pipeline made. packed: of `dilo.data.open_arrays`. Raises ValueError if the runs in
+    results/<profile>/ are of other images."""
+    made = {s["images"] for s in read_runs(out).settings if "images" in s} if Path(out, "runs.csv").is_file() else set()
+    if made and made != {array_checksum(packed.images)}:  # build/ may still hold those of another profile
+        raise ValueError(f"{build}/arrays: holds other images than those of the runs in {out}; make it anew: dvc repro pack")
     files = [Path(build) / f"saliency/{name}.npy" for name in ("rbd", "learned")]
     if not all(file.is_file() for file in files):
         return False

@@ -56,12 +56,19 @@ def run_row(run, commit=""):
     return flat(read_json(run / "metrics.json")) | encoder | {"commit": commit, "settings": json.dumps(settings)}
 
 # %% ../../nbs/study/01_results.ipynb #dacbeb50
-def _kept_commits(file):
-    "The commits of an earlier table, by recipe, seed and settings."
+def _kept_rows(file):
+    "The rows of an earlier table by recipe and seed, or none if there is no such file."
     if not file.is_file():
         return {}
-    table = read_table(file, ("recipe", "seed", "commit", "settings"), dtype={"commit": str, "settings": str})
-    return {(r, s, text): commit for r, s, text, commit in zip(table.recipe, table.seed, table.settings, table.commit)}
+    text = dict(dtype={"commit": str, "settings": str}, float_precision="round_trip")
+    kept = read_table(file, ("recipe", "seed", "commit", "settings"), **text).to_dict("records")
+    return {(row["recipe"], row["seed"]): row for row in kept}
+
+
+def _with_commit(row, before):
+    "The row with the commit of an earlier one, or None, if everything else in both is the same."
+    same = before is not None and all(before.get(key) == value for key, value in row.items() if key != "commit")
+    return row | ({"commit": before["commit"]} if same else {})
 
 
 def _curve(run, recipe, seed):
@@ -103,9 +110,8 @@ def gather(runs, out, recipes, seeds, commit=""):
             rows.append(run_row(run, commit))
             outcomes.append(read_outcomes(run / "outcomes.csv").assign(recipe=recipe, seed=seed))
             curves.append(_curve(run, recipe, seed))
-    before = _kept_commits(out / "runs.csv")
-    for row in rows:
-        row["commit"] = before.get((row["recipe"], row["seed"], row["settings"]), row["commit"])
+    before = _kept_rows(out / "runs.csv")
+    rows = [_with_commit(row, before.get((row["recipe"], row["seed"]))) for row in rows]
     return _write_tables(out, rows, outcomes, curves)
 
 # %% ../../nbs/study/01_results.ipynb #7ab1e009
@@ -117,18 +123,33 @@ def missing_runs(folder, recipes, seeds):
     return [(recipe, seed) for recipe in recipes for seed in seeds if (recipe, seed) not in known]
 
 
-def gather_finished(runs, out, recipes, seeds, commit=""):
+def _check_alike(rows, place, asked):
+    "ValueError if rows of runs are of different images, or were made with other settings than `asked`, recipe by recipe."
+    made = {f"{r}-{s}": json.loads(row["settings"]) for (r, s), row in rows.items()}
+    seen = {run: settings.get("images") for run, settings in made.items()}
+    if len(set(seen.values())) > 1:  # runs/ may still hold those of another profile under the same names
+        told = "; ".join(f"{run}: {str(images)[:8]}" for run, images in seen.items())
+        raise ValueError(f"{place}: the runs are not all of the same images ({told}); remove those of another profile")
+    for run, settings in made.items():
+        # through JSON, as the settings of the run went; keys that one of both does not know are of another version
+        wanted = json.loads(json.dumps(asked.get(run.rpartition("-")[0], {})))
+        for key in (key for key in wanted if key in settings and settings[key] != wanted[key]):
+            raise ValueError(
+                f"{place}: {run} was made with {key} = {settings[key]!r}, but this profile says {wanted[key]!r}; remove the "
+                "runs of another profile, or name the profile that they are of in params.yaml"
+            )
+
+
+def gather_finished(runs, out, recipes, seeds, commit="", asked=None):
     """As `gather`, with what there is: a run that is not finished in `runs` keeps the row that it has in `out`.
 
+    asked: a dictionary from recipes to the settings that its runs must have been made with, by the names of settings.json.
     Returns `missing_runs`. Raises FileNotFoundError if that is all of them, and ValueError if the runs are of different
-    images."""
+    images or were made with other settings."""
     runs, out = Path(runs), Path(out)
     wanted = [(recipe, seed) for recipe in recipes for seed in seeds]
-    rows, outcomes, curves = {}, {}, {}
-    if (out / "runs.csv").is_file():
-        text = dict(dtype={"commit": str, "settings": str}, float_precision="round_trip")
-        kept = read_table(out / "runs.csv", ("recipe", "seed", "commit", "settings"), **text).to_dict("records")
-        rows = {(row["recipe"], row["seed"]): row for row in kept}
+    rows, outcomes, curves = _kept_rows(out / "runs.csv"), {}, {}
+    if rows:
         outcomes = dict(iter(read_outcomes(out / "outcomes.csv").groupby(["recipe", "seed"])))
     if (out / "curves.csv").is_file():
         kept = read_table(out / "curves.csv", ("recipe", "seed", "epoch"), float_precision="round_trip")
@@ -136,16 +157,11 @@ def gather_finished(runs, out, recipes, seeds, commit=""):
     for recipe, seed in wanted:
         run = runs / f"{recipe}-{seed}"
         if (run / "metrics.json").is_file():
-            row, before = run_row(run, commit), rows.get((recipe, seed))
-            same = before is not None and before["settings"] == row["settings"]
-            rows[recipe, seed] = row | ({"commit": before["commit"]} if same else {})
+            rows[recipe, seed] = _with_commit(run_row(run, commit), rows.get((recipe, seed)))
             outcomes[recipe, seed] = read_outcomes(run / "outcomes.csv").assign(recipe=recipe, seed=seed)
             curves[recipe, seed] = _curve(run, recipe, seed)
     there = [run for run in wanted if run in rows]
-    seen = {f"{r}-{s}": json.loads(rows[r, s]["settings"]).get("images") for r, s in there}
-    if len(set(seen.values())) > 1:  # runs/ may still hold those of another profile under the same names
-        told = "; ".join(f"{run}: {str(images)[:8]}" for run, images in seen.items())
-        raise ValueError(f"{runs}, {out}: the runs are not all of the same images ({told}); remove those of another profile")
+    _check_alike({run: rows[run] for run in there}, f"{runs}, {out}", asked or {})
     if not there:
         raise FileNotFoundError(f"{runs}: holds no finished run of this study; run dvc repro")
     _write_tables(out, *([table.get(run) for run in there] for table in (rows, outcomes, curves)))

@@ -97,6 +97,14 @@ def write_pages(folder):
         path.with_suffix(".html").write_text(page, encoding="utf-8")
 
 # %% ../../nbs/study/12_workflow.ipynb #6e9cb0a0
+def _asked(settings):
+    "What the runs of each recipe of the study must have been made with, by the names that settings.json has."
+    parts = {recipe: settings.outcome(recipe) for recipe in settings.study.recipes}
+    told = {r: {f"{s}.{k}": v for s, own in part.items() for k, v in own.items()} for r, part in parts.items()}
+    # a run notes what `auto` became, and of a file to start from the checksum
+    return {r: {k: v for k, v in own.items() if k != "model.start" and v != "auto"} for r, own in told.items()}
+
+
 def main(argv=None):
     "Command line of the pipeline's tools."
     parser = argparse.ArgumentParser(prog="python -m dilo.study.workflow", description="Tools of the notebook pipeline.")
@@ -122,7 +130,7 @@ def main(argv=None):
             root = project_root()
             settings = load_settings(root / "params.yaml")
             out, study = root / "results" / settings.profile, settings.study
-            missing = gather_finished(root / "runs", out, study.recipes, study.seeds, code_commit(root))
+            missing = gather_finished(root / "runs", out, study.recipes, study.seeds, code_commit(root), _asked(settings))
             if (root / "build/arrays").is_dir():
                 packed = open_arrays(root / "build/arrays")
                 write_image_values(root / "build", packed, out)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'NORMALISATIONS', 'OWN_NAMES', 'Adapted', 'Encoder', 'Interrupted', 'NonFiniteLoss', 'OtherRun', 'Run',
-           'StopRequest', 'build_encoder', 'build_method', 'column_mlp', 'differences', 'distance', 'encoder_checksum',
-           'epoch_batches', 'export_run', 'export_saliency_net', 'find_encoder', 'info_nce', 'is_own', 'launch',
-           'learning_rate', 'load_encoder', 'load_method', 'load_resnet', 'machine_precision', 'made_on',
-           'momentum_copy', 'photo_settings', 'pretrain', 'pretrain_photos', 'random_like', 'recipe_saliency', 'resume',
-           'save_checkpoint', 'save_encoder', 'share_of', 'spread', 'start_from', 'synchronise', 'update_momentum',
-           'view_recipe', 'weights_file']
+           'StopRequest', 'array_checksum', 'build_encoder', 'build_method', 'column_mlp', 'differences', 'distance',
+           'encoder_checksum', 'epoch_batches', 'export_run', 'export_saliency_net', 'find_encoder', 'info_nce',
+           'is_own', 'launch', 'learning_rate', 'load_encoder', 'load_method', 'load_resnet', 'machine_precision',
+           'made_on', 'momentum_copy', 'photo_settings', 'pretrain', 'pretrain_photos', 'random_like',
+           'recipe_saliency', 'resume', 'save_checkpoint', 'save_encoder', 'share_of', 'spread', 'start_from',
+           'synchronise', 'update_momentum', 'view_recipe', 'weights_file']
 
 # %% ../../nbs/training/00_training.ipynb #2ffd968c
 # fmt: off
@@ -21,7 +21,7 @@ from dilo.training.weights import (
     NORMALISATIONS, OWN_NAMES, encoder_checksum, find_encoder, is_own, load_resnet, start_from, weights_file,
 )
 from .feed import recipe_saliency
-from .recipes import METHODS, build_method, made_on, view_recipe
+from .recipes import METHODS, array_checksum, build_method, made_on, view_recipe
 from .loop import Interrupted, NonFiniteLoss, Run, StopRequest, launch, pretrain
 from .photos import photo_settings, pretrain_photos
 from .handover import export_run, export_saliency_net, load_method
@@ -30,7 +30,7 @@ from .methods.byol import distance
 
 _all_ = [
     "METHODS", "NORMALISATIONS", "OWN_NAMES", "Adapted", "Encoder", "Interrupted", "NonFiniteLoss", "OtherRun",
-    "Run", "StopRequest", "build_encoder", "build_method", "column_mlp", "differences", "distance",
+    "Run", "StopRequest", "array_checksum", "build_encoder", "build_method", "column_mlp", "differences", "distance",
     "encoder_checksum", "epoch_batches", "export_run", "export_saliency_net", "find_encoder", "info_nce", "is_own",
     "launch", "learning_rate", "load_encoder", "load_method", "load_resnet", "machine_precision", "made_on", "momentum_copy",
     "photo_settings", "pretrain", "pretrain_photos", "random_like", "recipe_saliency", "resume", "save_checkpoint",
