@@ -47,8 +47,9 @@ def alignment_scores(method, train_images, train_masks, val_images, val_masks, *
     """How flat a LEWEL method's maps are, and how often they point at the object: a dictionary.
 
     contrast: the greatest value of a map over its least, the geometric mean over maps and images. With masks also: map, the
-    number of the map that does best on the training images; pointing, mean and centre, the scores on the validation images
-    of that map, of all maps on the mean, and of the centre prior, floats in [0, 1].
+    number of the map that does best on the training images; pointing, other, mean and centre, the scores on the validation
+    images of that map, of that map by the mask of the next image, of all maps on the mean, and of the centre prior, floats in
+    [0, 1].
 
     Images uint8 `(N, 3, H, W)`, masks uint8 `(N, 1, H, W)` or None; images with an empty mask count for `contrast` alone.
     The method is moved to `device` and put in eval mode. Raises ValueError for a method that predicts no maps, and for masks
@@ -67,4 +68,6 @@ def alignment_scores(method, train_images, train_masks, val_images, val_masks, *
         found.append(_pointing(maps[there], masks))
     prior = np.broadcast_to(centre_prior(*masks.shape[1:]), masks.shape)
     best, scores = int(found[0].argmax()), found[1]
-    return out | dict(map=best, pointing=float(scores[best]), mean=float(scores.mean()), centre=pointing_game(prior, masks))
+    other = float(_pointing(maps[there, best : best + 1], np.roll(masks, -1, axis=0))[0])
+    centre = pointing_game(prior, masks)
+    return out | dict(map=best, pointing=float(scores[best]), other=other, mean=float(scores.mean()), centre=centre)
