@@ -48,8 +48,8 @@ def alignment_scores(method, train_images, train_masks, val_images, val_masks, *
 
     contrast: the greatest value of a map over its least, the geometric mean over maps and images. With masks also: map, the
     number of the map that does best on the training images; pointing, other, mean and centre, the scores on the validation
-    images of that map, of that map by the mask of the next image, of all maps on the mean, and of the centre prior, floats in
-    [0, 1].
+    images of that map, of that map by the mask of the next image, of all maps on the mean, and of the centre prior, floats
+    in [0, 1].
 
     Images uint8 `(N, 3, H, W)`, masks uint8 `(N, 1, H, W)` or None; images with an empty mask count for `contrast` alone.
     The method is moved to `device` and put in eval mode. Raises ValueError for a method that predicts no maps, and for masks

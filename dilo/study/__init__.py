@@ -7,9 +7,9 @@ __all__ = ['ABLATIONS', 'DIALS', 'Dial', 'ablation_figure', 'ablation_table', 'a
            'code_commit', 'compare', 'dial_figure', 'dial_table', 'dial_text', 'differences', 'error_gallery',
            'gallery', 'gather', 'gather_finished', 'gather_transfer', 'heat', 'images_figure', 'interval',
            'learning_curves', 'length_figure', 'localisation_table', 'long_enough', 'mark_otherwise', 'markdown_table',
-           'missing_runs', 'neighbours_table', 'read_ablation', 'read_dials', 'read_histories', 'read_lengths',
-           'read_results', 'read_runs', 'read_transfer', 'run_transfer', 'search_table', 'study_page', 'summarise',
-           'transfer_figure', 'transfer_section', 'transfer_summary', 'verify_project', 'write_alignment',
+           'missing_runs', 'neighbours_table', 'read_ablation', 'read_dials', 'read_histories', 'read_image_values',
+           'read_lengths', 'read_results', 'read_runs', 'read_transfer', 'run_transfer', 'search_table', 'study_page',
+           'summarise', 'transfer_figure', 'transfer_section', 'transfer_summary', 'verify_project', 'write_alignment',
            'write_image_values']
 
 # %% ../../nbs/study/00_study.ipynb #7c31693a
@@ -21,7 +21,7 @@ from dilo.study.figures import (
 from .ablations import ABLATIONS, ablation_figure, ablation_table, read_ablation
 from .dials import DIALS, Dial, compare, dial_figure, dial_table, dial_text, read_dials
 from .lengths import length_figure, long_enough, read_lengths, search_table
-from .images import by_images, images_figure, write_image_values
+from .images import by_images, images_figure, read_image_values, write_image_values
 from dilo.study.transfer import (
     gather_transfer, read_transfer, run_transfer, transfer_figure, transfer_section, transfer_summary,
 )
@@ -35,8 +35,9 @@ _all_ = [
     "code_commit", "compare", "dial_figure", "dial_table", "dial_text", "differences", "error_gallery", "gallery",
     "gather", "gather_finished", "gather_transfer", "heat", "images_figure", "interval", "learning_curves", "length_figure",
     "localisation_table", "long_enough", "mark_otherwise", "markdown_table", "missing_runs", "neighbours_table",
-    "read_ablation", "read_dials", "read_histories", "read_lengths", "read_results", "read_runs", "read_transfer",
-    "run_transfer", "search_table", "study_page", "summarise", "transfer_figure", "transfer_section", "transfer_summary",
+    "read_ablation", "read_dials", "read_histories", "read_image_values", "read_lengths", "read_results", "read_runs",
+    "read_transfer", "run_transfer", "search_table", "study_page", "summarise", "transfer_figure", "transfer_section",
+    "transfer_summary",
     "verify_project", "write_alignment", "write_image_values",
 ]
 # fmt: on

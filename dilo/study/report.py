@@ -118,8 +118,8 @@ def _images(data):
     "Which images a study used, in words; data: its section of the settings."
     world = data.world
     told = (
-        f"the synthetic world ({world.train} training and {world.val} held-out images, background family equal to "
-        f"the class's own with probability {world.correlation})"
+        f"the synthetic world ({world.train} training and {world.val} held-out images; a share of {world.correlation} "
+        "of them before their class's own kind of background, the rest before one of all kinds)"
         if data.source == "world"
         else f"the photos in `{data.folder}`"
     )
@@ -142,14 +142,17 @@ def _by_what(runs):
 
 def _what_was_run(settings, runs):
     "Images, encoder, training and machine in paragraphs; the recipes in a table."
-    study, train, m = settings.study, settings.train, settings.model
+    study, m = settings.study, settings.model
     told = ({k: v for k, v in settings.recipes[r].model_dump().items() if v != {}} for r in study.recipes)
     recipes = pd.DataFrame([dict(recipe=r) | values for r, values in zip(study.recipes, told)]).fillna("")
+    each = [settings.training(r) for r in study.recipes]
+    epochs, batches = (" or ".join(map(str, sorted({getattr(t, k) for t in each}))) for k in ("epochs", "batch"))
+    alike = "the recipes do not have the same number of steps" if "or" in epochs + batches else "equal steps for all recipes"
     return [
         paragraph(
             f"Images: {_images(settings.data)}. Encoder: {m.backbone} of width {m.width} at {settings.views.size} px. "
-            f"Training: {train.epochs} epochs, batch {train.batch}, seeds {', '.join(map(str, study.seeds))}; every "
-            "recipe the same number of steps. Measured: the last epoch's frozen encoder on held-out images; classifiers are "
+            f"Training: {epochs} epochs, batch {batches}, seeds {', '.join(map(str, study.seeds))}; {alike}. "
+            "Measured: the last epoch's frozen encoder on held-out images; classifiers are "
             "fitted on the original training images, the penalty of the probe chosen on a part of those."
         ),
         table(recipes, "Recipes", "The recipes that were compared, as params.yaml has them."),
@@ -192,8 +195,8 @@ def _linear_probe(results, accuracy):
         picture(
             accuracy,
             "Linear probe by split of the backgrounds challenge",
-            "Dots are seeds, the dotted line is chance. The last three splits hide the object: there, lower means less use "
-            "of the background.",
+            "Dots are seeds, the dotted line is chance. The last two splits hide the object: there, lower means less use "
+            "of the background. `no_fg` keeps its outline.",
             results[results.classifier == "linear"],
         ),
     ]
@@ -249,7 +252,7 @@ def _ablations(published):
     parts = [
         paragraph(
             "Not the runs of this page. They lie in `results/`, in the folders of the profiles ablations, "
-            "lewel and scenes: the default settings on the synthetic world, changed in one thing, each with its "
+            "lewel and scenes. The runs of one profile differ in one thing; each has its "
             "commit and its settings. The papers' numbers are of other data, networks and lengths. Compare the order "
             "within a column, not across."
         )

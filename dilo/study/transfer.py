@@ -147,14 +147,25 @@ def read_transfer(folder):
     return read_table(file, TRANSFER_COLUMNS, dtype={"commit": str})
 
 # %% ../../nbs/study/07_transfer.ipynb #549c981c
-def transfer_summary(table, score=None):
-    """A row for each task and encoder: score, mean, sd, seeds, and gain over random, low and high, in points.
+def _otherwise(table, encoder, seeds):
+    "In what the runs of an encoder differ from the random ones of the same seeds, as a text."
+    made = table.assign(data=[json.loads(s).get("data") for s in table.settings]).set_index(["encoder", "seed"])
+    pairs = [(made.loc[(encoder, seed)], made.loc[("random", seed)]) for seed in seeds]
+    return ", ".join(k for k in ("code", "data", "protocol") if any(own[k] != control[k] for own, control in pairs))
 
-    table: of `read_transfer`. score: a dictionary from task to the score; by default the main ones."""
+
+def transfer_summary(table, score=None):
+    """A row for each task and encoder: score, mean, sd, seeds, and gain over random, low and high, in points; `otherwise`
+    says in which of code, data and protocol an encoder's runs differ from those of the random one of the same seed.
+
+    table: of `read_transfer`. score: a dictionary from task to the score; by default the main ones. The seeds of a gain are
+    the pairs. The interval is that of Student's t over them: it does not know that other test images would give other
+    numbers."""
     rows = []
     for task, own in table.groupby("task", sort=False):
         name = (score or {}).get(task, TASKS[task].main)
-        values = own[own.score == name].pivot(index="seed", columns="encoder", values="value") * 100
+        own = own[own.score == name]
+        values = own.pivot(index="seed", columns="encoder", values="value") * 100
         for encoder in dict.fromkeys(["random", *own.encoder]):
             if encoder not in values:
                 continue
@@ -163,10 +174,13 @@ def transfer_summary(table, score=None):
                 task=task, score=name, encoder=encoder, mean=mean, sd=sd, seeds=int(values[encoder].notna().sum())
             )
             if encoder != "random" and "random" in values:
-                gain, _, half = interval((values[encoder] - values["random"]).dropna())
-                row |= dict(gain=gain, low=gain - half, high=gain + half)
+                pairs = (values[encoder] - values["random"]).dropna()
+                gain, _, half = interval(pairs)
+                row |= dict(gain=gain, low=gain - half, high=gain + half, seeds=len(pairs))
+                row |= dict(otherwise=_otherwise(own, encoder, pairs.index))
             rows.append(row)
-    return pd.DataFrame(rows, columns=["task", "score", "encoder", "mean", "sd", "seeds", "gain", "low", "high"])
+    columns = ["task", "score", "encoder", "mean", "sd", "seeds", "gain", "low", "high", "otherwise"]
+    return pd.DataFrame(rows, columns=columns).fillna({"otherwise": ""})
 
 
 def transfer_figure(table):
