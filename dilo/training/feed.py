@@ -138,11 +138,12 @@ class ViewMaker:
         "Sets the method's own maps, uint8 `(rows, 1, h, w)` of any size, in the order of the training rows."
         self.maps = maps
         if self.salient:
-            height, width = self.size
-            fine = F.interpolate(maps.float(), (4 * maps.shape[2], 4 * maps.shape[3]), mode="bilinear")
-            boxes, mass = salient_regions(fine.round().byte().numpy())
-            scale = np.array([height / fine.shape[2], width / fine.shape[3]] * 2)
-            self.regions = boxes * scale, mass
+            (height, width), fine, found = self.size, [4 * side for side in maps.shape[2:]], []
+            for part in maps.split(1024):  # enlarged all at once, ImageNet's maps would take 32 GB
+                enlarged = F.interpolate(part.float(), fine, mode="bilinear")
+                found.append(salient_regions(enlarged.round().byte().numpy()))
+            boxes, mass = (np.concatenate(kind) for kind in zip(*found))
+            self.regions = boxes * np.array([height / fine[0], width / fine[1]] * 2), mass
 
     def __call__(self, rows, images, maps, seed, epoch):
         "The `Views` of a batch of `read_batches`. Their `index` is the position of each image among the training rows."
