@@ -36,7 +36,7 @@ def aligned_features(features, maps, groups):
     if c % groups or k % groups:
         raise ValueError(f"groups = {groups} is not allowed: must divide the {c} channels and the {k} maps")
     blocks, own = features.reshape(b, groups, c // groups, p), maps.reshape(b, groups, k // groups, p)
-    return torch.einsum("bgcp,bgnp->bgcn", blocks.float(), own).reshape(b, c, k // groups)
+    return torch.einsum("bgcp,bgnp->bgcn", blocks, own).reshape(b, c, k // groups)
 
 
 def map_entropy(maps):
