@@ -6,6 +6,7 @@
 __all__ = ['NonFiniteLoss', 'Interrupted', 'StopRequest', 'Run', 'pretrain', 'launch']
 
 # %% ../../nbs/training/08_loop.ipynb #488825d7
+import copy
 import importlib.util
 import json
 import math
@@ -428,11 +429,13 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
     images: uint8 `(N, 3, H, W)`. rows: numbers of the images to learn from. saliency: uint8 `(N, 1, H, W)`, for a recipe
     that pastes or crops by saliency. Images and saliency may be memory maps, or objects that decode rows on demand.
     dry_run: takes two steps, writes nothing, and returns the history of these steps. encoder: one of your own, such as an
-    `Adapted`, in place of that of the settings; give the same weights to go on with an unfinished run.
+    `Adapted`, in place of that of the settings. A copy of it learns: the same call goes on with an unfinished run, and
+    `load_encoder` reads what was learned.
 
     Raises ValueError for a batch that does not fit; `OtherRun` if the folder holds an unfinished run of other settings,
-    data or code; `NonFiniteLoss` if the loss is no longer a number (the last good checkpoint stays); `Interrupted` if
-    the run was asked to stop."""
+    data, code or weights of your encoder; `NonFiniteLoss` if the loss is no longer a number (the last good checkpoint
+    stays); `Interrupted` if the run was asked to stop."""
+    encoder = copy.deepcopy(encoder)
     started = Run(settings, recipe, seed, images, rows, run, saliency, progress, fresh=dry_run, encoder=encoder)
     try:
         if dry_run:

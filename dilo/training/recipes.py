@@ -21,7 +21,7 @@ from ..config import METHODS
 from ..augmentation import VIEW_RECIPES, PasteLaw
 from .backbones import build_encoder, trunk_of
 from .optimisation import machine_precision
-from .weights import start_from
+from .weights import encoder_checksum, start_from
 
 # %% ../../nbs/training/07_recipes.ipynb #1f10668b
 def view_sizes(settings, recipe):
@@ -90,13 +90,14 @@ def made_by(settings, recipe, seed, images, rows, saliency, processes=1, encoder
     """Everything that decides the outcome of a run, as a flat dictionary of strings and numbers.
 
     images: uint8 `(N, 3, H, W)`. rows: int64, the training images. saliency: uint8 `(N, 1, H, W)` or None. encoder: one's
-    own, in place of that of the settings."""
+    own, in place of that of the settings, as it starts."""
     out = {f"{s}.{k}": v for s, section in settings.outcome(recipe).items() for k, v in section.items()}
     out["train.precision"] = machine_precision(settings.training(recipe).precision)
     start = out.pop("model.start")
     if encoder is not None:
         out["model.backbone"] = f"own: {type(trunk_of(encoder)).__name__}"
-    if start is not None:
+        out["model.start"] = encoder_checksum(encoder)
+    elif start is not None:
         out["model.start"] = hashlib.sha256(Path(start).read_bytes()).hexdigest()
     package = Path(dilo.__file__).parent
     files = [file for pattern in LEARNING_CODE for file in sorted(package.glob(pattern))]
