@@ -311,13 +311,17 @@ class _Learner:
         if hasattr(self.bare, "saliency") and self.bare.refreshes(epoch):
             self.make.set_maps(reader.maps(self.bare, size))
 
-    def step(self, parts, rate, seed, epoch):
-        "One step at a learning rate. Returns names and mean values of what is logged, and the numbers of the images."
+    def step(self, parts, rate, seed, epoch, done):
+        """One step at a learning rate, after `done` steps of the run. Returns names and mean values of what is logged, and
+        the numbers of the images."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         values, rows, count = 0, [], self.train.accumulate
         for number, part in enumerate(parts, 1):
             views = self.make(*part, seed, epoch)
+            # for layers that draw, such as dropout: no generator's state is in the checkpoint
+            place = np.random.SeedSequence((seed, done, self.accelerator.process_index, number))
+            torch.manual_seed(int(place.generate_state(1, np.uint64)[0]))
             with nullcontext() if number == count else self.accelerator.no_sync(self.method):
                 loss, logs = self.method(views)
                 self.accelerator.backward(loss / count)
@@ -388,7 +392,7 @@ class Run:
     def take_step(self, parts):
         "One step on the parts of a batch, each as `read_batches` gives it. Returns whether the run is to stop."
         at, rate = self.at, self.at.rate(self.at.done)
-        names, values, rows = self.learner.step(parts, rate, self.seed, at.epoch)
+        names, values, rows = self.learner.step(parts, rate, self.seed, at.epoch, at.done)
         self.learner.bare.after_step((at.done + 1) / at.total)
         values = self.accelerator.reduce(torch.cat([values, values.new_full((1,), float(self.stop.made))]), "mean")
         numbers = _StepNumbers(names, values, rows, at.epoch, at.step, at.done)
