@@ -251,10 +251,11 @@ def _new_accelerator(train, images, folder):
         project_dir=Path(folder) / "trackers",
     )
     processes = accelerator.num_processes
-    if train.batch > images or train.batch % (processes * train.accumulate):
+    parts = processes * train.accumulate
+    if train.batch > images or train.batch % parts or train.batch < 2 * parts:  # BatchNorm needs two images
         raise ValueError(
             f"train.batch = {train.batch} is not allowed: at most the {images} images, and a multiple of "
-            f"{processes} processes times {train.accumulate} parts (train.accumulate)"
+            f"{processes} processes times {train.accumulate} parts (train.accumulate), with 2 images in each or more"
         )
     return accelerator
 
