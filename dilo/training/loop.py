@@ -33,7 +33,7 @@ from ..config import Train
 from ..files import write_atomically
 from .checkpoints import resume, save_checkpoint, save_encoder
 from .feed import ViewMaker, read_batches
-from .models import synchronise
+from .models import running_statistics, synchronise
 from dilo.training.optimisation import (
     epoch_batches, learning_rate, machine_precision, optimiser_of, share_of, view_size,
 )  # fmt: skip
@@ -294,6 +294,8 @@ class _Learner:
         self.bare = accelerator.unwrap_model(self.method)  # the method itself, where DDP wraps it
         if state is not None and state["maps"] is not None:
             make.set_maps(state["maps"])
+        for name, each in ({} if state is None else state["statistics"]).items():
+            self.bare.get_buffer(name).copy_(each[accelerator.process_index])
         if state is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -302,6 +304,7 @@ class _Learner:
         scaler = self.accelerator.scaler
         return dict(
             method=self.bare.state_dict(),
+            statistics=running_statistics(self.bare),
             optimiser=self.optimiser.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
             maps=self.make.maps,
