@@ -154,12 +154,16 @@ def resuming(rank, folder):
     resumed = run("stopped")
     assert resumed.at.epoch == 1
     resumed.learn()
+    with pytest.raises(RuntimeError, match=r"epoch 0, step 0; epoch 1, step 0\); .* a disk that all machines share"):
+        run(("stopped", "not shared")[rank])
     torch.save([r.learner.bare.state_dict() for r in (whole, resumed)], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_each_process_goes_on_with_its_own_statistics(tmp_path):
-    "To the bit: LEWEL's target normalises with the running statistics of its process (EMAN), which no other process has."
+    """To the bit: LEWEL's target normalises with the running statistics of its process (EMAN), which no other process has.
+
+    And a process that does not see the others' checkpoint is told so."""
     mp.spawn(resuming, (str(tmp_path),), nprocs=2)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for whole, resumed in results:

@@ -82,6 +82,19 @@ class _RunFolder:
     def __init__(self, path, accelerator):
         self.path, self.accelerator = Path(path), accelerator
 
+    def resume(self, made):
+        "The checkpoint to go on from, or None, as `resume` has it. RuntimeError if the processes would go on apart."
+        state = resume(self.path, made, self.accelerator.print)
+        at = (0, 0) if state is None else (state["epoch"], state["step"])
+        found = self.accelerator.gather(torch.tensor([at], device=self.accelerator.device))
+        if (found != found[0]).any():
+            places = "; ".join(f"epoch {epoch}, step {step}" for epoch, step in found.unique(dim=0).tolist())
+            raise RuntimeError(
+                f"{self.path}: the processes found different checkpoints here ({places}); the folder of a run must be on "
+                "a disk that all machines share"
+            )
+        return state
+
     def begin(self, made):
         "Makes the folder and writes settings.json: what made the run, and where. The files of a finished run are removed."
         if self.accelerator.is_main_process:
@@ -379,7 +392,7 @@ class Run:
         make, saliency = _view_maker(settings, recipe, method, images, saliency, rows, machine.device)
         self.made = made_by(settings, recipe, seed, images, rows, saliency, machine.num_processes, encoder)
         self.files = _RunFolder(folder, machine)
-        state = None if fresh else resume(self.files.path, self.made, machine.print)
+        state = None if fresh else self.files.resume(self.made)
         self.learner = _Learner(self.train, method, make, machine, state)
         self.reader = _Reader(self.train, images, saliency, rows, seed, machine)
         state = state or dict(epoch=0, step=0, sums={}, history=[], machine={})
@@ -442,7 +455,7 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
 
     Raises ValueError for a batch that does not fit; `OtherRun` if the folder holds an unfinished run of other settings,
     data, code or weights of your encoder; `NonFiniteLoss` if the loss is no longer a number (the last good checkpoint
-    stays); `Interrupted` if the run was asked to stop."""
+    stays); `Interrupted` if the run was asked to stop; RuntimeError if machines that train together see other folders."""
     encoder = copy.deepcopy(encoder)
     started = Run(settings, recipe, seed, images, rows, run, saliency, progress, fresh=dry_run, encoder=encoder)
     try:
