@@ -102,6 +102,8 @@ class LEWELB(nn.Module):
     `AlignedNeck`. weight: of the global loss; the aligned loss has 1 - weight. momentum: of the target network at the
     first step; it rises to one. eman: whether the target averages the BatchNorm statistics."""
 
+    least_map = 2  # positions on a side of the feature map: one position tells nothing apart
+
     def __init__(
         self, encoder, *, dim=256, hidden=4096, groups=4, scale=1.0, weight=0.5, momentum=0.98, eman=True,
         maps="predicted",
@@ -189,6 +191,8 @@ class LEWELM(nn.Module):
 
     dim, queue, momentum, temperature, shuffle: as in `moco_v2`. groups, scale, maps: of `AlignedNeck`. weight: of the
     global loss; the aligned loss has 1 - weight."""
+
+    least_map = 2  # positions on a side of the feature map: one position tells nothing apart
 
     def __init__(
         self, encoder, *, dim=128, queue=65536, momentum=0.999, temperature=0.2, shuffle=True, groups=4, scale=1.0,
