@@ -10,7 +10,6 @@ import copy
 import importlib.util
 import json
 import math
-import os
 import signal
 import socket
 import threading
@@ -21,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, notebook_launcher
 from accelerate.state import AcceleratorState
@@ -32,11 +30,9 @@ from ..augmentation import to_device
 from ..config import Train
 from ..files import write_atomically
 from .checkpoints import resume, save_checkpoint, save_encoder
-from .feed import ViewMaker, read_batches
+from .feed import Reader, ViewMaker
 from .models import running_statistics, synchronise
-from dilo.training.optimisation import (
-    epoch_batches, learning_rate, machine_precision, optimiser_of, share_of, view_size,
-)  # fmt: skip
+from .optimisation import learning_rate, machine_precision, optimiser_of, view_size
 from .recipes import about_encoder, build_method, made_by, made_on, moved, view_recipe
 
 # %% ../../nbs/training/08_loop.ipynb #db062f23
@@ -208,47 +204,6 @@ class _Log:
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
-# %% ../../nbs/training/08_loop.ipynb #2d1b41b9
-class _Reader:
-    "Reads the images of a run for one of its processes."
-
-    def __init__(self, train, images, saliency, rows, seed, accelerator):
-        self.train, self.images, self.saliency, self.rows, self.seed = train, images, saliency, rows, seed
-        self.accelerator, self.workers = accelerator, train.workers
-        if train.workers == "auto":
-            # an array that memory holds is read in no time; from a larger one, as from photos, others read ahead
-            held = isinstance(images, np.ndarray) and images.nbytes < psutil.virtual_memory().total / 2
-            self.workers = 0 if held else max(1, os.cpu_count() // accelerator.num_processes)
-
-    def batches(self, epoch, first, count=None):
-        "Yields the batches of an epoch from step `first` on, at most `count`: lists of parts as `read_batches` gives them."
-        train, process, processes = self.train, self.accelerator.process_index, self.accelerator.num_processes
-        batches = epoch_batches(self.rows, train.batch, seed=self.seed, epoch=epoch)
-        share = share_of(batches, process, processes, train.accumulate)
-        share = share[first : None if count is None else first + count]
-        reader = iter(read_batches(self.images, self.saliency, share.reshape(-1, share.shape[2]), self.workers))
-        for _ in range(len(share)):
-            yield [next(reader) for _ in range(train.accumulate)]
-
-    @torch.no_grad()
-    def maps(self, method, size):
-        "The method's own maps uint8 `(rows, 1, h, w)`, on the CPU, of the images to learn from, seen at `size` px."
-        maps, rank, accelerator = None, self.accelerator.process_index, self.accelerator
-        places = np.array_split(np.arange(len(self.rows)), -(-len(self.rows) // 128))
-        mine = range(rank, len(places), accelerator.num_processes)
-        spare, mine = not mine, mine or [0]  # a process without a piece makes one only to know the maps' size
-        read = read_batches(self.images, None, [self.rows[places[n]] for n in mine], self.workers)
-        for number, (_, images, _) in zip(mine, read):
-            x = images.to(accelerator.device).float().div_(255)
-            if x.shape[2:] != (size, size):
-                x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
-            with accelerator.autocast():
-                made = method.saliency(x.contiguous(memory_format=torch.channels_last))
-            if maps is None:
-                maps = torch.zeros(len(self.rows), *made.shape[1:], device=x.device)
-            maps[torch.from_numpy(places[number]).to(x.device)] = (made.float() * 255).round()
-        return accelerator.reduce(maps * (not spare), "sum").byte()[:, None].cpu()
-
 # %% ../../nbs/training/08_loop.ipynb #7646c077
 def _new_accelerator(train, images, folder):
     """Accelerate's object for this process. Raises ImportError for a tracker that is not installed, and ValueError for
@@ -394,7 +349,7 @@ class Run:
         self.files = _RunFolder(folder, machine)
         state = None if fresh else self.files.resume(self.made)
         self.learner = _Learner(self.train, method, make, machine, state)
-        self.reader = _Reader(self.train, images, saliency, rows, seed, machine)
+        self.reader = Reader(self.train, images, saliency, rows, seed, machine)
         state = state or dict(epoch=0, step=0, sums={}, history=[], machine={})
         self.machine = moved(state["machine"], made_on(machine.device))
         self.at = _Position(self.train, len(rows) // self.train.batch, state["epoch"], state["step"])
