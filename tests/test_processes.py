@@ -1,4 +1,6 @@
-"Two processes that share a batch learn what one process learns from the whole of it."
+"Two processes that share a batch learn what one process learns from the whole of it, also after a stop."
+
+import os
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from dilo.augmentation import Views
-from dilo.training import METHODS
+from dilo.config import parse_settings
+from dilo.data import render_world
+from dilo.training import METHODS, Run
 from dilo.training.models import processes, shuffle, synchronise, unshuffle
 
 BATCH = 8
@@ -119,3 +123,49 @@ def test_keys_are_encoded_elsewhere_and_come_home(tmp_path):
     assert torch.equal(*orders) and sorted(torch.cat(shares)[:, 0].tolist()) == list(range(6))
     assert {0.0, 1.0, 2.0} != set(shares[0][:, 0].tolist()) != {3.0, 4.0, 5.0}
     assert torch.cat(home)[:, 0].tolist() == [0, 10, 20, 30, 40, 50]
+
+
+def resuming(rank, folder):
+    place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, ACCELERATE_USE_CPU="true")
+    os.environ |= {name: str(value) for name, value in place.items()}  # as `accelerate launch` sets them
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    world = render_world(32, size=32)
+    settings = parse_settings(
+        dict(
+            views=dict(size=32),
+            model=dict(backbone="resnet18", width=8, stem="small"),
+            lewel_b=dict(dim=8, hidden=16, eman=True, momentum=0.5),
+            train=dict(epochs=2, batch=16, lr=0.05, precision="fp32", workers=0),
+            recipes=dict(lewel_b=dict(method="lewel_b", views="lewel")),
+            study=dict(recipes=["lewel_b"], seeds=[0]),
+        )
+    )
+
+    def run(name):
+        return Run(settings, "lewel_b", 0, world.images, np.arange(32), f"{folder}/{name}", None, False)
+
+    whole, stopped = run("whole"), run("stopped")
+    for _ in range(2):
+        whole.learn()
+    stopped.files.begin(stopped.made | stopped.machine)
+    stopped.learn()
+    stopped.files.save(stopped.state())
+    resumed = run("stopped")
+    assert resumed.at.epoch == 1
+    resumed.learn()
+    with pytest.raises(RuntimeError, match=r"epoch 0, step 0; epoch 1, step 0\); .* a disk that all machines share"):
+        run(("stopped", "not shared")[rank])
+    torch.save([r.learner.bare.state_dict() for r in (whole, resumed)], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_each_process_goes_on_with_its_own_statistics(tmp_path):
+    """To the bit: LEWEL's target normalises with the running statistics of its process (EMAN), which no other process has.
+
+    And a process that does not see the others' checkpoint is told so."""
+    mp.spawn(resuming, (str(tmp_path),), nprocs=2)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for whole, resumed in results:
+        assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
+    assert not torch.equal(*(whole["encoder.bn1.running_mean"] for whole, _ in results)), "they were to differ"

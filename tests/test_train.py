@@ -13,7 +13,7 @@ from skimage import data
 from test_cli import ENV, dilo
 
 SMALL = [f"--set={s}" for s in ("model.width=8", "data.size=48", "train.precision=fp32", "saliency.size=64")]
-SMALL += ["--size", 32, "--jobs", 1]
+SMALL += ["--size", 40, "--jobs", 1]
 
 
 @pytest.fixture(scope="module")

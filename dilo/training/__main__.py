@@ -55,6 +55,5 @@ def main(argv=None):
         )
 
 # %% ../../nbs/training/11_command.ipynb #76a78780
-#| eval: false
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # not when this notebook runs
     main()

@@ -6,10 +6,10 @@
 __all__ = ['NonFiniteLoss', 'Interrupted', 'StopRequest', 'Run', 'pretrain', 'launch']
 
 # %% ../../nbs/training/08_loop.ipynb #488825d7
+import copy
 import importlib.util
 import json
 import math
-import os
 import signal
 import socket
 import threading
@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, notebook_launcher
 from accelerate.state import AcceleratorState
@@ -31,11 +30,9 @@ from ..augmentation import to_device
 from ..config import Train
 from ..files import write_atomically
 from .checkpoints import resume, save_checkpoint, save_encoder
-from .feed import ViewMaker, read_batches
-from .models import synchronise
-from dilo.training.optimisation import (
-    epoch_batches, learning_rate, machine_precision, optimiser_of, share_of, view_size,
-)  # fmt: skip
+from .feed import Reader, ViewMaker
+from .models import running_statistics, synchronise
+from .optimisation import learning_rate, machine_precision, optimiser_of, view_size
 from .recipes import about_encoder, build_method, made_by, made_on, moved, view_recipe
 
 # %% ../../nbs/training/08_loop.ipynb #db062f23
@@ -80,6 +77,19 @@ class _RunFolder:
 
     def __init__(self, path, accelerator):
         self.path, self.accelerator = Path(path), accelerator
+
+    def resume(self, made):
+        "The checkpoint to go on from, or None, as `resume` has it. RuntimeError if the processes would go on apart."
+        state = resume(self.path, made, self.accelerator.print)
+        at = (0, 0) if state is None else (state["epoch"], state["step"])
+        found = self.accelerator.gather(torch.tensor([at], device=self.accelerator.device))
+        if (found != found[0]).any():
+            places = "; ".join(f"epoch {epoch}, step {step}" for epoch, step in found.unique(dim=0).tolist())
+            raise RuntimeError(
+                f"{self.path}: the processes found different checkpoints here ({places}); the folder of a run must be on "
+                "a disk that all machines share"
+            )
+        return state
 
     def begin(self, made):
         "Makes the folder and writes settings.json: what made the run, and where. The files of a finished run are removed."
@@ -194,47 +204,6 @@ class _Log:
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
-# %% ../../nbs/training/08_loop.ipynb #2d1b41b9
-class _Reader:
-    "Reads the images of a run for one of its processes."
-
-    def __init__(self, train, images, saliency, rows, seed, accelerator):
-        self.train, self.images, self.saliency, self.rows, self.seed = train, images, saliency, rows, seed
-        self.accelerator, self.workers = accelerator, train.workers
-        if train.workers == "auto":
-            # an array that memory holds is read in no time; from a larger one, as from photos, others read ahead
-            held = isinstance(images, np.ndarray) and images.nbytes < psutil.virtual_memory().total / 2
-            self.workers = 0 if held else max(1, os.cpu_count() // accelerator.num_processes)
-
-    def batches(self, epoch, first, count=None):
-        "Yields the batches of an epoch from step `first` on, at most `count`: lists of parts as `read_batches` gives them."
-        train, process, processes = self.train, self.accelerator.process_index, self.accelerator.num_processes
-        batches = epoch_batches(self.rows, train.batch, seed=self.seed, epoch=epoch)
-        share = share_of(batches, process, processes, train.accumulate)
-        share = share[first : None if count is None else first + count]
-        reader = iter(read_batches(self.images, self.saliency, share.reshape(-1, share.shape[2]), self.workers))
-        for _ in range(len(share)):
-            yield [next(reader) for _ in range(train.accumulate)]
-
-    @torch.no_grad()
-    def maps(self, method, size):
-        "The method's own maps uint8 `(rows, 1, h, w)`, on the CPU, of the images to learn from, seen at `size` px."
-        maps, rank, accelerator = None, self.accelerator.process_index, self.accelerator
-        places = np.array_split(np.arange(len(self.rows)), -(-len(self.rows) // 128))
-        mine = range(rank, len(places), accelerator.num_processes)
-        spare, mine = not mine, mine or [0]  # a process without a piece makes one only to know the maps' size
-        read = read_batches(self.images, None, [self.rows[places[n]] for n in mine], self.workers)
-        for number, (_, images, _) in zip(mine, read):
-            x = images.to(accelerator.device).float().div_(255)
-            if x.shape[2:] != (size, size):
-                x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
-            with accelerator.autocast():
-                made = method.saliency(x.contiguous(memory_format=torch.channels_last))
-            if maps is None:
-                maps = torch.zeros(len(self.rows), *made.shape[1:], device=x.device)
-            maps[torch.from_numpy(places[number]).to(x.device)] = (made.float() * 255).round()
-        return accelerator.reduce(maps * (not spare), "sum").byte()[:, None].cpu()
-
 # %% ../../nbs/training/08_loop.ipynb #7646c077
 def _new_accelerator(train, images, folder):
     """Accelerate's object for this process. Raises ImportError for a tracker that is not installed, and ValueError for
@@ -250,10 +219,11 @@ def _new_accelerator(train, images, folder):
         project_dir=Path(folder) / "trackers",
     )
     processes = accelerator.num_processes
-    if train.batch > images or train.batch % (processes * train.accumulate):
+    parts = processes * train.accumulate
+    if train.batch > images or train.batch % parts or train.batch < 2 * parts:  # BatchNorm needs two images
         raise ValueError(
             f"train.batch = {train.batch} is not allowed: at most the {images} images, and a multiple of "
-            f"{processes} processes times {train.accumulate} parts (train.accumulate)"
+            f"{processes} processes times {train.accumulate} parts (train.accumulate), with 2 images in each or more"
         )
     return accelerator
 
@@ -292,6 +262,8 @@ class _Learner:
         self.bare = accelerator.unwrap_model(self.method)  # the method itself, where DDP wraps it
         if state is not None and state["maps"] is not None:
             make.set_maps(state["maps"])
+        for name, each in ({} if state is None else state["statistics"]).items():
+            self.bare.get_buffer(name).copy_(each[accelerator.process_index])
         if state is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -300,6 +272,7 @@ class _Learner:
         scaler = self.accelerator.scaler
         return dict(
             method=self.bare.state_dict(),
+            statistics=running_statistics(self.bare),
             optimiser=self.optimiser.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
             maps=self.make.maps,
@@ -310,13 +283,17 @@ class _Learner:
         if hasattr(self.bare, "saliency") and self.bare.refreshes(epoch):
             self.make.set_maps(reader.maps(self.bare, size))
 
-    def step(self, parts, rate, seed, epoch):
-        "One step at a learning rate. Returns names and mean values of what is logged, and the numbers of the images."
+    def step(self, parts, rate, seed, epoch, done):
+        """One step at a learning rate, after `done` steps of the run. Returns names and mean values of what is logged, and
+        the numbers of the images."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         values, rows, count = 0, [], self.train.accumulate
         for number, part in enumerate(parts, 1):
             views = self.make(*part, seed, epoch)
+            # for layers that draw, such as dropout: no generator's state is in the checkpoint
+            place = np.random.SeedSequence((seed, done, self.accelerator.process_index, number))
+            torch.manual_seed(int(place.generate_state(1, np.uint64)[0]))
             with nullcontext() if number == count else self.accelerator.no_sync(self.method):
                 loss, logs = self.method(views)
                 self.accelerator.backward(loss / count)
@@ -370,9 +347,9 @@ class Run:
         make, saliency = _view_maker(settings, recipe, method, images, saliency, rows, machine.device)
         self.made = made_by(settings, recipe, seed, images, rows, saliency, machine.num_processes, encoder)
         self.files = _RunFolder(folder, machine)
-        state = None if fresh else resume(self.files.path, self.made, machine.print)
+        state = None if fresh else self.files.resume(self.made)
         self.learner = _Learner(self.train, method, make, machine, state)
-        self.reader = _Reader(self.train, images, saliency, rows, seed, machine)
+        self.reader = Reader(self.train, images, saliency, rows, seed, machine)
         state = state or dict(epoch=0, step=0, sums={}, history=[], machine={})
         self.machine = moved(state["machine"], made_on(machine.device))
         self.at = _Position(self.train, len(rows) // self.train.batch, state["epoch"], state["step"])
@@ -387,7 +364,7 @@ class Run:
     def take_step(self, parts):
         "One step on the parts of a batch, each as `read_batches` gives it. Returns whether the run is to stop."
         at, rate = self.at, self.at.rate(self.at.done)
-        names, values, rows = self.learner.step(parts, rate, self.seed, at.epoch)
+        names, values, rows = self.learner.step(parts, rate, self.seed, at.epoch, at.done)
         self.learner.bare.after_step((at.done + 1) / at.total)
         values = self.accelerator.reduce(torch.cat([values, values.new_full((1,), float(self.stop.made))]), "mean")
         numbers = _StepNumbers(names, values, rows, at.epoch, at.step, at.done)
@@ -428,11 +405,13 @@ def pretrain(settings, recipe, seed, images, rows, run, *, saliency=None, progre
     images: uint8 `(N, 3, H, W)`. rows: numbers of the images to learn from. saliency: uint8 `(N, 1, H, W)`, for a recipe
     that pastes or crops by saliency. Images and saliency may be memory maps, or objects that decode rows on demand.
     dry_run: takes two steps, writes nothing, and returns the history of these steps. encoder: one of your own, such as an
-    `Adapted`, in place of that of the settings; give the same weights to go on with an unfinished run.
+    `Adapted`, in place of that of the settings. A copy of it learns: the same call goes on with an unfinished run, and
+    `load_encoder` reads what was learned.
 
     Raises ValueError for a batch that does not fit; `OtherRun` if the folder holds an unfinished run of other settings,
-    data or code; `NonFiniteLoss` if the loss is no longer a number (the last good checkpoint stays); `Interrupted` if
-    the run was asked to stop."""
+    data, code or weights of your encoder; `NonFiniteLoss` if the loss is no longer a number (the last good checkpoint
+    stays); `Interrupted` if the run was asked to stop; RuntimeError if machines that train together see other folders."""
+    encoder = copy.deepcopy(encoder)
     started = Run(settings, recipe, seed, images, rows, run, saliency, progress, fresh=dry_run, encoder=encoder)
     try:
         if dry_run:

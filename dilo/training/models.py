@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'Encoder', 'mlp_head', 'Columns', 'column_mlp', 'column_head', 'momentum_copy', 'update_momentum', 'Queue',
            'MemoryBank', 'processes', 'gather', 'gather_with_gradient', 'shuffle', 'unshuffle', 'CPUSyncBatchNorm',
-           'synchronise']
+           'synchronise', 'running_statistics']
 
 # %% ../../nbs/training/01_models.ipynb #5958e829
 import copy
@@ -253,3 +253,13 @@ def synchronise(module, device):
         else:
             synchronise(child, device)
     return module
+
+# %% ../../nbs/training/01_models.ipynb #0bed9f46
+def running_statistics(module):
+    """The running statistics of each BatchNorm of `module` in all processes: a dictionary from names of buffers to
+    `(processes, channels)`, in order of rank. With one process, whose statistics are in the state dict, it is empty."""
+    if processes() == 1:
+        return {}
+    norms = (part for part in module.named_modules() if isinstance(part[1], nn.modules.batchnorm._BatchNorm))
+    named = ((f"{name}.{key}", value) for name, norm in norms for key, value in norm.named_buffers())
+    return {name: gather(value[None]) for name, value in named if value.is_floating_point()}

@@ -111,8 +111,7 @@ def pretrain_photos(
     check_outputs({out: "dilo pretrain"}, given)
     # errors come before anything is written
     settings = photo_settings(len(find_photos(photos, [out], progress)), recipe, changes, file)
-    if settings.model.start is not None or settings.model.backbone.startswith("timm/"):
-        build_method(settings, recipe, 2, say=lambda line: None)
+    build_method(settings, recipe, 2, say=lambda line: None)
     with claimed(out, "dilo pretrain", given):
         return _pretrained(photos, out, recipe, seed, changes, file, jobs, progress, dry_run)
 

@@ -19,23 +19,55 @@ import torch
 import dilo
 from ..config import METHODS
 from ..augmentation import VIEW_RECIPES, PasteLaw
-from .backbones import build_encoder, trunk_of
-from .optimisation import machine_precision
-from .weights import start_from
+from .backbones import build_encoder, map_at, trunk_of
+from .optimisation import machine_precision, view_size
+from .weights import encoder_checksum, start_from
 
-# %% ../../nbs/training/07_recipes.ipynb #1f10668b
+# %% ../../nbs/training/07_recipes.ipynb #1f10668a
 def view_sizes(settings, recipe):
     "The sides of the views that a recipe's encoder sees in training, in px, sorted."
     sides = {settings.views.size, *(part.side for part in settings.training(recipe).sizes)}
     seconds = {max(16, round(side * settings.recipes[recipe].second)) for side in sides}
     return sorted(sides | seconds)
 
+# %% ../../nbs/training/07_recipes.ipynb #1f10668c
+def _reaches(encoder, size, least):
+    "Whether the feature map of an image of `size` px has `least` positions on each side."
+    try:
+        return min(map_at(encoder, size).shape[2:]) >= least
+    except ValueError:  # some networks take some sizes only
+        return False
 
+
+def _check_maps(settings, recipe, method):
+    """Raises ValueError naming a side of the views whose feature map is too small for a method that tells positions apart,
+    and the least side that is enough."""
+    if not hasattr(method, "least_map"):
+        return
+    train, full, sides = settings.training(recipe), settings.views.size, view_sizes(settings, recipe)
+    if hasattr(method, "refreshes"):  # it looks before some of the epochs, at whole images of the first view's size
+        sides = sorted({view_size(train, epoch, full) for epoch in range(train.epochs) if method.refreshes(epoch)})
+    least, times = method.least_map, getattr(method, "enlarged", 1)
+    for side in sides:
+        height, width = map_at(method.encoder, times * side).shape[2:]
+        if min(height, width) < least:
+            larger = range(side, side + 65)  # the coarsest maps have a position every 64 px
+            enough = next((s for s in larger if _reaches(method.encoder, times * s, least)), None)
+            seen = f"views of {side} px" + (f", enlarged {times} times," if times > 1 else "")
+            take = f"at least {enough} px" if enough else "larger ones"
+            raise ValueError(
+                f"recipes.{recipe}: {seen} give a feature map of {height} x {width} positions, and "
+                f"{settings.recipes[recipe].method} needs {least} x {least}: take {take} (views.size, train.sizes) or "
+                "another model.stem"
+            )
+
+# %% ../../nbs/training/07_recipes.ipynb #1f10668b
 def build_method(settings, recipe, size, encoder=None, say=print):
     """The untrained method of a recipe, for `size` training images.
 
     encoder: one to train in place of that of the settings. say: told what is taken of weights to start from. Raises
-    ValueError for options that the method does not take, and what `build_encoder` and `start_from` raise."""
+    ValueError for options that the method does not take and for views that are too small for it, and what `build_encoder`
+    and `start_from` raise."""
     name = settings.recipes[recipe].method
     options = settings.method(recipe).model_dump() | (dict(size=size) if name == "instdisc" else {})
     try:
@@ -47,7 +79,9 @@ def build_method(settings, recipe, size, encoder=None, say=print):
         encoder = build_encoder(model.backbone, model.width, model.stem, tuple(view_sizes(settings, recipe)))
         if model.start is not None:
             start_from(encoder, model.start, say=say)
-    return METHODS[name](encoder, **options)
+    method = METHODS[name](encoder, **options)
+    _check_maps(settings, recipe, method)
+    return method
 
 
 def view_recipe(settings, recipe):
@@ -90,13 +124,14 @@ def made_by(settings, recipe, seed, images, rows, saliency, processes=1, encoder
     """Everything that decides the outcome of a run, as a flat dictionary of strings and numbers.
 
     images: uint8 `(N, 3, H, W)`. rows: int64, the training images. saliency: uint8 `(N, 1, H, W)` or None. encoder: one's
-    own, in place of that of the settings."""
+    own, in place of that of the settings, as it starts."""
     out = {f"{s}.{k}": v for s, section in settings.outcome(recipe).items() for k, v in section.items()}
     out["train.precision"] = machine_precision(settings.training(recipe).precision)
     start = out.pop("model.start")
     if encoder is not None:
         out["model.backbone"] = f"own: {type(trunk_of(encoder)).__name__}"
-    if start is not None:
+        out["model.start"] = encoder_checksum(encoder)
+    elif start is not None:
         out["model.start"] = hashlib.sha256(Path(start).read_bytes()).hexdigest()
     package = Path(dilo.__file__).parent
     files = [file for pattern in LEARNING_CODE for file in sorted(package.glob(pattern))]

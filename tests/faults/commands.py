@@ -43,7 +43,7 @@ def running(path=(), **changed):
 
 
 SMALL = [f"--set={s}" for s in ("model.width=8", "data.size=40", "data.storage=packed", "saliency.size=64")]
-SMALL += ["--set=train.precision=fp32", "--size", "32", "--epochs", "4", "--batch", "16", "--jobs", "1", "--quiet"]
+SMALL += ["--set=train.precision=fp32", "--size", "40", "--epochs", "4", "--batch", "16", "--jobs", "1", "--quiet"]
 PRETRAIN = ["pretrain", "photos/train", "--out", "out", *SMALL, "--recipe"]
 COMMANDS = {
     "saliency": "saliency photos/train --out out --jobs 1 --quiet".split(),

@@ -28,7 +28,7 @@ class InstDisc(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, nn.Linear(encoder.features, dim)
         self.bank = MemoryBank(size, dim, momentum)
-        self.negatives, self.temperature = negatives, temperature
+        self.negatives, self.temperature, self.seed = negatives, temperature, torch.initial_seed()
         self.register_buffer("normaliser", torch.zeros(()))  # Z; 0 until the first batch
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.seen = []
@@ -36,7 +36,8 @@ class InstDisc(nn.Module):
     def forward(self, views):
         embedding = F.normalize(self.head(self.encoder(views.first)).float(), dim=1)
         index, size = views.index, len(self.bank.embeddings)
-        drawn = uniform(index.cpu().numpy(), self.negatives, epoch=int(self.steps)) * size
+        place = dict(seed=self.seed, epoch=int(self.steps), stream=3)  # view n draws from the streams 4n to 4n + 2
+        drawn = uniform(index.cpu().numpy(), self.negatives, **place) * size
         noise = self.bank.embeddings[torch.as_tensor(drawn.astype("int64"), device=embedding.device)]
         with torch.autocast(embedding.device.type, enabled=False):
             own = ((embedding * self.bank.embeddings[index]).sum(1, keepdim=True) / self.temperature).exp()

@@ -36,7 +36,7 @@ def aligned_features(features, maps, groups):
     if c % groups or k % groups:
         raise ValueError(f"groups = {groups} is not allowed: must divide the {c} channels and the {k} maps")
     blocks, own = features.reshape(b, groups, c // groups, p), maps.reshape(b, groups, k // groups, p)
-    return torch.einsum("bgcp,bgnp->bgcn", blocks.float(), own).reshape(b, c, k // groups)
+    return torch.einsum("bgcp,bgnp->bgcn", blocks, own).reshape(b, c, k // groups)
 
 
 def map_entropy(maps):
@@ -101,6 +101,8 @@ class LEWELB(nn.Module):
     The defaults are the paper's for ImageNet. hidden, dim: width and outputs of the four heads. groups, scale, maps: of
     `AlignedNeck`. weight: of the global loss; the aligned loss has 1 - weight. momentum: of the target network at the
     first step; it rises to one. eman: whether the target averages the BatchNorm statistics."""
+
+    least_map = 2  # positions on a side of the feature map: one position tells nothing apart
 
     def __init__(
         self, encoder, *, dim=256, hidden=4096, groups=4, scale=1.0, weight=0.5, momentum=0.98, eman=True,
@@ -189,6 +191,8 @@ class LEWELM(nn.Module):
 
     dim, queue, momentum, temperature, shuffle: as in `moco_v2`. groups, scale, maps: of `AlignedNeck`. weight: of the
     global loss; the aligned loss has 1 - weight."""
+
+    least_map = 2  # positions on a side of the feature map: one position tells nothing apart
 
     def __init__(
         self, encoder, *, dim=128, queue=65536, momentum=0.999, temperature=0.2, shuffle=True, groups=4, scale=1.0,

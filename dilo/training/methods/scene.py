@@ -105,6 +105,8 @@ class Guided:
         _check("source", source, ("border", "activation", "contracam", "centre"))
         _check("weights", weights, ("saliency", "unit"))
         self.source, self.weights, self.warmup, self.every = source, weights, warmup, every
+        # positions on a side of the feature map, of the image at so many times its size: inside a border there must be one
+        self.least_map, self.enlarged = (3, 2) if source == "border" else (2, 1)
 
     def weigh(self, views):
         "Weights `(B,)` of the pairs, with mean 1, and scalars: the mean saliency of the crops, the greatest weight."
