@@ -92,6 +92,8 @@ def _pasted(image, alpha, background):
     "An image of the same type as `image`, its foreground on the background; alpha and background: floats in [0, 1]."
     if isinstance(image, PIL.Image.Image):
         return tvf.to_pil_image(_pasted(tvf.pil_to_tensor(image), alpha, background))
+    if image.shape[-3] == 1 and background.ndim == 3:  # a grey image stays one, also on a background in colour
+        background = tvf.rgb_to_grayscale(background)
     alpha, background = alpha.to(image.device), background.to(image.device)
     if image.dtype == torch.uint8:
         out = (composite(image.float() / 255, alpha, background) * 255).round().byte()
