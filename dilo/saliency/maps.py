@@ -228,9 +228,13 @@ def read_photo(file, largest):
 # %% ../../nbs/saliency/06_maps.ipynb #d1c87bea
 def map_names(photos):
     "Relative path of each photo's map: the photo's, ending in .png; the old ending stays if two maps would clash."
-    stems = pd.Series([photo.with_suffix("").as_posix() for photo in photos])
-    twice = stems.duplicated(keep=False)
-    return [(photo.as_posix() if clash else stem) + ".png" for photo, stem, clash in zip(photos, stems, twice)]
+    whole = pd.Series([photo.as_posix() for photo in photos], dtype=str)
+    names = pd.Series([photo.with_suffix("").as_posix() for photo in photos], dtype=str)
+    kept = pd.Series(False, names.index)
+    while (clash := names.duplicated(keep=False) & ~kept).any():  # a name with its ending may be another's without
+        kept |= clash
+        names = names.where(~kept, whole)
+    return list(names + ".png")
 
 
 # %% ../../nbs/saliency/06_maps.ipynb #3fad0dd5
