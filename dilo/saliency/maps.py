@@ -273,7 +273,12 @@ def _write_maps(photos, folder, out, method, size, largest, known):
         except ValueError as error:
             records.append({**record, "map": None, "problem": str(error).removeprefix(f"{folder / photo}: ")})
             continue
-        levels = Image.fromarray(to_levels(at_size(method, image, size, largest)))
+        try:
+            levels = Image.fromarray(to_levels(at_size(method, image, size, largest)))
+        except Exception as error:  # whatever a method raises on one photo, the others get their maps
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            records.append({**record, "map": None, "problem": f"the method fails on it ({said})"})
+            continue
         _make_folders(out, target)
         levels = levels.resize((record["width"], record["height"]), Image.Resampling.BILINEAR)
         write_atomically(out / target, lambda part, levels=levels: levels.save(part, "PNG", pnginfo=_signed()))
