@@ -56,6 +56,9 @@ def features(encoder, images, size, device=None):
 def knn_votes(train_features, train_labels, test_features, *, k=200, temperature=0.07):
     """Similarity-weighted votes `(M, classes)` of the k nearest neighbours (Wu et al., CVPR 2018, section 3.4).
 
+    The nearest has the weight 1: for an image, all weights are divided by the largest, which would overflow where the
+    temperature is low.
+
     train_features: `(N, D)`, train_labels: `(N,)`, test_features: `(M, D)`. Raises ValueError if k exceeds N."""
     if k > len(train_features):
         raise ValueError(f"k = {k} is not allowed: there are {len(train_features)} training features")
@@ -63,7 +66,7 @@ def knn_votes(train_features, train_labels, test_features, *, k=200, temperature
     for chunk in F.normalize(test_features, dim=1).split(1024):
         similarity, nearest = (chunk @ bank).topk(k, dim=1)
         votes = torch.zeros(len(chunk), int(train_labels.max()) + 1, device=chunk.device)
-        votes.scatter_add_(1, train_labels[nearest], (similarity / temperature).exp())
+        votes.scatter_add_(1, train_labels[nearest], ((similarity - similarity[:, :1]) / temperature).exp())
         out.append(votes)
     return torch.cat(out)
 
