@@ -60,7 +60,7 @@ def evaluate(
     if val.masks is not None:
         out["bg_gap"] = {name: out[name]["mixed_same"] - out[name]["mixed_rand"] for name in right}
     for name, measure in EVALUATIONS.items():
-        found = measure(encoder, train, val, probe, size=size, k=k, device=device)
+        found = measure(encoder, train, val, probe, size=size, k=k, temperature=temperature, device=device)
         out |= {} if found is None else {name: found}
     chance = val.labels.bincount().max().item() / len(val.labels)
     return out | {"right": right} | {"chance": chance, "penalty": probe.penalty}
