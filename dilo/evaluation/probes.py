@@ -113,13 +113,13 @@ def fit_logistic(x, y, classes, penalty, max_iter=200):
     return minimise(lambda w, b: F.cross_entropy(x @ w.T + b, y) + penalty / 2 * w.square().sum(), weight, max_iter)
 
 # %% ../../nbs/evaluation/01_probes.ipynb #a604cd04
-def stratified_holdout(labels, share, seed=0):
-    "A mask bool `(N,)` of about `share` of each class of labels `(N,)`: at least one, never all of it."
+def stratified_holdout(labels, share, seed=0, left=1):
+    "A mask bool `(N,)` of about `share` of each class of labels `(N,)`: at least one, but `left` of it stay out."
     labels, held = np.asarray(labels), np.zeros(len(labels), bool)
     generator = np.random.Generator(np.random.Philox(seed))
     for c in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == c))
-        held[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+        held[members[: min(max(1, round(share * len(members))), len(members) - left)]] = True
     return held
 
 
