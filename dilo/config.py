@@ -780,6 +780,5 @@ def main(argv=None):
         write_outcomes(settings, args.outcomes)
 
 # %% ../nbs/00_config.ipynb #1e2bc207
-#| eval: false
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # not when this notebook runs
     main()

@@ -72,7 +72,7 @@ def toy(out, data, root):
         "EVALUATIONS",
         "dilo.evaluation.toy:toy",
         '''
-def toy(encoder, train, val, probe, *, size, k, device):
+def toy(encoder, train, val, probe, *, size, k, temperature, device):
     "How many images there were."
     return {"images": float(len(val.labels))}
 ''',

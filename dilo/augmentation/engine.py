@@ -30,10 +30,19 @@ def mean_alpha(saliency, alpha="soft"):
     return total.cpu().numpy() / (flat.shape[1] * (1 if alpha == "binary" else 255))
 
 # %% ../../nbs/augmentation/04_engine.ipynb #130a5066
-def check_levels(saliency):
-    "Refuses maps with the values 0 and 1 in place of 0 to 255: pasted by them, every object would vanish."
-    if len(saliency) and saliency.max() == 1:
+def check_levels(saliency, ones=0.0):
+    """Refuses maps uint8 `(B, 1, H, W)` with the values 0 and 1 in place of 0 to 255: pasted by them, every object would
+    vanish.
+
+    A map of levels, too, may have none above 1, such as the crop of a dark place. So the error comes when the ones would
+    fill half a map. Returns how much they fill, to be given as `ones` with the next maps of the same source; -inf as soon
+    as a level is above 1, and from then on nothing is refused."""
+    if ones == -np.inf or (saliency.numel() and saliency.max() > 1):
+        return -np.inf
+    ones += (saliency == 1).float().mean((1, 2, 3)).sum().item()
+    if ones >= 0.5:
         raise ValueError("no value of saliency is above 1, and its levels are 0..255: multiply masks of 0 and 1 by 255")
+    return ones
 
 
 @dataclass

@@ -13,13 +13,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
-from .engine import BackgroundPool, make_views, mean_alpha, salient_regions
+from .engine import BackgroundPool, check_levels, make_views, mean_alpha, salient_regions
 from .laws import CropLaw, PasteLaw, SaliencyCropLaw, ViewRecipe
 from .pixels import composite, to_alpha
 
 # %% ../../nbs/augmentation/05_transforms.ipynb #434779ba
-def _only_mask(inputs, name):
-    "The one saliency map among a sample's leaves, as uint8 `(1, 1, H, W)`."
+def _only_mask(inputs, transform):
+    "The one saliency map among a sample's leaves, as uint8 `(1, 1, H, W)`; transform: the one that needs it."
+    name = type(transform).__name__
     masks = [x for x in inputs if isinstance(x, tv_tensors.Mask)]
     if len(masks) != 1:
         raise ValueError(
@@ -28,16 +29,18 @@ def _only_mask(inputs, name):
     mask = masks[0].as_subclass(torch.Tensor)
     if mask.dtype not in (torch.uint8, torch.bool) and not mask.dtype.is_floating_point:
         raise ValueError(f"{name}: a mask of {mask.dtype}; allowed: uint8 in 0..255, bool, or float in [0, 1]")
-    if mask.dtype == torch.uint8 and mask.max() == 1:
-        raise ValueError(
-            f"{name}: a uint8 mask whose values are 0 and 1; give it as bool, as float in [0, 1] or as uint8 in 0..255"
-        )
     if mask.dtype.is_floating_point and not (mask.min() >= 0 and mask.max() <= 1):
         raise ValueError(f"{name}: a float mask with values from {mask.min():.3g} to {mask.max():.3g}; allowed: 0 to 1")
     if mask.numel() != mask.shape[-2] * mask.shape[-1]:
         raise ValueError(f"{name}: a mask of shape {tuple(mask.shape)}; allowed: (H, W) or (1, H, W)")
-    mask = mask if mask.dtype == torch.uint8 else (mask.float() * 255).round().byte()
-    return mask.reshape(1, 1, *mask.shape[-2:])
+    given, mask = mask.dtype, mask.reshape(1, 1, *mask.shape[-2:])
+    if given != torch.uint8:
+        return (mask.float() * 255).round().byte()
+    try:  # by all the samples so far: a single crop of a soft map may have no level above 1
+        transform._ones = check_levels(mask, transform._ones)
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}, or give them as bool or as float in [0, 1]") from None
+    return mask
 
 # %% ../../nbs/augmentation/05_transforms.ipynb #c02115c1
 def _is_other(x):
@@ -89,6 +92,8 @@ def _pasted(image, alpha, background):
     "An image of the same type as `image`, its foreground on the background; alpha and background: floats in [0, 1]."
     if isinstance(image, PIL.Image.Image):
         return tvf.to_pil_image(_pasted(tvf.pil_to_tensor(image), alpha, background))
+    if image.shape[-3] == 1 and background.ndim == 3:  # a grey image stays one, also on a background in colour
+        background = tvf.rgb_to_grayscale(background)
     alpha, background = alpha.to(image.device), background.to(image.device)
     if image.dtype == torch.uint8:
         out = (composite(image.float() / 255, alpha, background) * 255).round().byte()
@@ -118,7 +123,7 @@ class Paste(v2.Transform):
         self._backgrounds = _as_tensors(backgrounds)
         if backgrounds is not None and not self._backgrounds:
             raise ValueError("backgrounds is empty; give at least one image, or None for grey levels")
-        self.counts = {"seen": 0, "pasted": 0, "skipped": 0}
+        self.counts, self._ones = {"seen": 0, "pasted": 0, "skipped": 0}, 0.0
 
     def extra_repr(self):
         law, given = self.law, self._backgrounds
@@ -129,7 +134,7 @@ class Paste(v2.Transform):
         )
 
     def make_params(self, flat_inputs):
-        saliency = _only_mask(flat_inputs, "Paste")
+        saliency = _only_mask(flat_inputs, self)
         modes = {x.mode for x in flat_inputs if isinstance(x, PIL.Image.Image)} - {"RGB", "L"}
         if modes:
             raise ValueError(f"Paste takes PIL images of mode RGB or L, not {modes.pop()}; convert it first")
@@ -183,9 +188,10 @@ class SaliencyCrop(v2.Transform):
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.scale, self.ratio, self.spread = scale, ratio, spread
         self.threshold, self.margin, self.count, self.return_box = threshold, margin, count, return_box
+        self._ones = 0.0
 
     def make_params(self, flat_inputs):
-        saliency = _only_mask(flat_inputs, "SaliencyCrop")
+        saliency = _only_mask(flat_inputs, self)
         height, width = _image_size(flat_inputs, saliency, "SaliencyCrop")
         boxes, mass = salient_regions(saliency, self.count, self.threshold, margin=self.margin)
         u = _uniform(SaliencyCropLaw.draws + 3)
@@ -243,7 +249,7 @@ class MultiView(torch.nn.Module):
     def __init__(self, recipe, backgrounds=None):
         super().__init__()
         _check_recipe(recipe, backgrounds)
-        self.recipe, self.counts = recipe, {"seen": 0, "pasted": 0, "skipped": 0}
+        self.recipe, self.counts, self._ones = recipe, {"seen": 0, "pasted": 0, "skipped": 0}, 0.0
         self._backgrounds = _as_tensors(backgrounds.images if isinstance(backgrounds, BackgroundPool) else backgrounds)
         self._needs_map = recipe.paste is not None or any(isinstance(v.crop, SaliencyCropLaw) for v in recipe.views)
 
@@ -253,17 +259,20 @@ class MultiView(torch.nn.Module):
 
     def forward(self, image, *rest):
         pixels = _rgb(image)
-        saliency = regions = pool = None
+        saliency = area = regions = pool = None
         if self._needs_map:
-            saliency = _only_mask(rest, "MultiView")
+            saliency = _only_mask(rest, self)
             _image_size([pixels], saliency, "MultiView")
             regions = salient_regions(saliency)
+        if self.recipe.paste is not None:
+            area = mean_alpha(saliency, self.recipe.paste.alpha)
         u = _uniform(3)[0]
         if self._backgrounds is not None:
             cover = [_cover(b, pixels.shape[1:], *u[:2])[None] for b in self._picked(len(self.recipe.views) + 1)]
             pool = BackgroundPool(self.recipe.paste.background, torch.cat(cover), np.arange(1, len(cover) + 1), None, None)
         seed = int(u[2] * 2**53)
-        views = make_views(self.recipe, pixels[None], [0], saliency, pool=pool, regions=regions, seed=seed)
+        given = dict(pool=pool, regions=regions, area=area, seed=seed)
+        views = make_views(self.recipe, pixels[None], [0], saliency, **given)
         self.counts["seen"] += views.pasted.numel()
         self.counts["pasted"] += int(views.pasted.sum())
         self.counts["skipped"] += int(views.skipped.sum())

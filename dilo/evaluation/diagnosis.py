@@ -60,11 +60,11 @@ def shared_background(nearest, families, bank_families, labels, bank_labels):
     }
 
 # %% ../../nbs/evaluation/03_diagnosis.ipynb #8bcb3f84
-def measure(encoder, train, val, probe, *, size, k, device):
+def measure(encoder, train, val, probe, *, size, k, temperature, device):
     "`shared_background` of the errors on `val`, empty without errors, None if the families are not known."
     if train.families is None or val.families is None:
         return None
-    wrong = knn_errors(train.features, train.labels, val.features, val.labels, k=k)
+    wrong = knn_errors(train.features, train.labels, val.features, val.labels, k=k, temperature=temperature)
     if not len(wrong.rows):
         return {}
     labels = np.asarray(val.labels)[wrong.rows], np.asarray(train.labels)
@@ -82,6 +82,7 @@ def error_table(
     train_families=None,
     val_families=None,
     k=200,
+    temperature=0.07,
     shown=5,
     device=None,
 ):
@@ -92,7 +93,7 @@ def error_table(
     px. labels, families: int64 `(N,)`. Raises ValueError as `knn` does."""
     bank, queries = (features(encoder, images, size, device) for images in (train, val))
     train_labels, val_labels = np.asarray(train_labels), np.asarray(val_labels)
-    wrong = knn_errors(bank, train_labels, queries, val_labels, k=k, shown=shown)
+    wrong = knn_errors(bank, train_labels, queries, val_labels, k=k, shown=shown, temperature=temperature)
     image, neighbour = wrong.rows.repeat(shown), wrong.nearest.ravel()
     table = dict(image=image, label=val_labels[image], predicted=wrong.predicted.repeat(shown))
     table |= dict(nearness=np.tile(np.arange(1, shown + 1), len(wrong.rows)), neighbour=neighbour)

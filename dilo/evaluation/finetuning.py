@@ -106,7 +106,7 @@ def labelled_part(labels, share, seed=0):
     Raises ValueError unless 0 < share < 1."""
     if not 0 < share < 1:
         raise ValueError(f"share = {share} is not allowed; allowed: above 0 and below 1")
-    return np.flatnonzero(stratified_holdout(labels, share, seed))
+    return np.flatnonzero(stratified_holdout(labels, share, seed, left=0))
 
 
 def read_part(path, names):

@@ -147,7 +147,7 @@ def localisation(encoder, probe, train_images, train_truth, val_images, val_trut
     return {name: map_scores(val[name], val_masks, best_threshold(train[name], train_masks), val_boxes) for name in train}
 
 # %% ../../nbs/evaluation/02_localisation.ipynb #b824f6ac
-def measure(encoder, train, val, probe, *, size, k, device):
+def measure(encoder, train, val, probe, *, size, k, temperature, device):
     "`localisation` of two `Side`s, by their masks, or else their boxes; None where a side has neither."
     truth = [side.masks if val.masks is not None else side.boxes for side in (train, val)]
     if any(known is None for known in truth):

@@ -17,7 +17,7 @@ from ..data import BACKGROUND_SPLITS, Streamed, class_folders, read_boxes, read_
 from ..training import OWN_NAMES, find_encoder, weights_file
 from .localisation import localisation
 from dilo.evaluation.probes import (
-    LinearProbe, MultiLabelProbe, average_precision, features, knn_votes, mean_average_precision, top_five,
+    MultiLabelProbe, average_precision, features, fit_probe, knn_votes, mean_average_precision, top_five,
 )
 from .splits import evaluate
 
@@ -107,9 +107,9 @@ def _class_numbers(class_map, count, allowed):
 
 # %% ../../nbs/evaluation/06_photos.ipynb #226da112
 def _challenge_accuracies(encoder, train_images, train_labels, sets, to, *, five, size, k, device):
-    "Accuracies of both classifiers by split, and by `five` guesses, too; to: the challenge's class of each training class."
+    "Accuracies as in `evaluate_challenge`, by `five` guesses, too; to: the challenge's class of each training class."
     train_f, train_y = features(encoder, train_images, size, device), torch.from_numpy(train_labels)
-    probe = LinearProbe(train_f, train_y)
+    probe, fitted = fit_probe(train_f, train_y)
     classifiers = {"knn": lambda f: knn_votes(train_f, train_y, f, k=k), "linear": probe.scores}
     out = {name: {} for name in classifiers}
     out |= {f"{name}_top5": {} for name in classifiers if five}
@@ -122,12 +122,13 @@ def _challenge_accuracies(encoder, train_images, train_labels, sets, to, *, five
                 out[f"{name}_top5"][split] = top_five(scores, torch.from_numpy(labels))
     if {"mixed_same", "mixed_rand"} <= set(sets):
         out["bg_gap"] = {name: out[name]["mixed_same"] - out[name]["mixed_rand"] for name in classifiers}
-    return out
+    return out | fitted
 
 # %% ../../nbs/evaluation/06_photos.ipynb #94608c2f
 def evaluate_challenge(weights, photos, challenge, *, class_map=None, size=None, k=None, device=None):
     """Accuracies of kNN and linear probe by classifier and split, and BG-gap by classifier: floats in [0, 1]; and
-    classes_without_training, if the challenge has classes that no training photo has: all of their photos count as wrong.
+    classes_without_training, if the challenge has classes that no training photo has: all of their photos count as wrong;
+    and linear_images, as in `evaluate`.
 
     The classifiers are fitted on photos/train/<class>/ and tested on challenge/<split>/val/<class>/. class_map: a JSON file
     that gives each training class's number the number of its class in the challenge, or -1 if it has none; without it both

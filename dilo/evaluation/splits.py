@@ -16,7 +16,7 @@ import torch
 from ..files import read_table, write_atomically, write_json
 from ..config import EVALUATIONS
 from ..data import BACKGROUND_SPLITS, background_split
-from .probes import LinearProbe, Side, features, knn_votes, top_five
+from .probes import Side, features, fit_probe, knn_votes, top_five
 
 # %% ../../nbs/evaluation/04_splits.ipynb #f19937e8
 def _split_accuracies(encoder, classifiers, val, size, device):
@@ -50,20 +50,21 @@ def evaluate(
     `knn_top5` and `linear_top5`, the share with the right class among the first five); `bg_gap`; `localisation` (with both
     masks, or boxes); `neighbours_of_errors` (with both families: what the nearest neighbours of wrong images share with
     them); `chance` (the share of the largest class) and `penalty` (the probe's). `right`: which images each classifier
-    got right on each split, bool `(N,)`."""
+    got right on each split, bool `(N,)`. With more training images than a probe takes, `linear_images` says on how many it
+    is fitted (`fit_probe` in dilo.evaluation.probes)."""
     train_f, val_f = (features(encoder, images, size, device) for images in (train_images, val_images))
     train = Side(train_images, torch.as_tensor(train_labels), train_f, train_masks, train_families, train_boxes)
     val = Side(val_images, torch.as_tensor(val_labels), val_f, val_masks, val_families, val_boxes)
-    probe = LinearProbe(train.features, train.labels, penalties=penalties, holdout=holdout)
+    probe, fitted = fit_probe(train.features, train.labels, penalties=penalties, holdout=holdout)
     neighbours = partial(knn_votes, train.features, train.labels, k=k, temperature=temperature)
     out, right = _split_accuracies(encoder, {"knn": neighbours, "linear": probe.scores}, val, size, device)
     if val.masks is not None:
         out["bg_gap"] = {name: out[name]["mixed_same"] - out[name]["mixed_rand"] for name in right}
     for name, measure in EVALUATIONS.items():
-        found = measure(encoder, train, val, probe, size=size, k=k, device=device)
+        found = measure(encoder, train, val, probe, size=size, k=k, temperature=temperature, device=device)
         out |= {} if found is None else {name: found}
     chance = val.labels.bincount().max().item() / len(val.labels)
-    return out | {"right": right} | {"chance": chance, "penalty": probe.penalty}
+    return out | {"right": right} | {"chance": chance, "penalty": probe.penalty} | fitted
 
 # %% ../../nbs/evaluation/04_splits.ipynb #851e035d
 def write_result(path, recipe, seed, result):

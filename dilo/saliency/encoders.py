@@ -33,18 +33,33 @@ def activation_map(encoder, images):
     return _stretched(encoder.feature_map(images).relu().mean(1), images.shape[2:])
 
 # %% ../../nbs/saliency/09_encoders.ipynb #b317a7a2
+def _only_side(encoder):
+    "The side in px that a network of timm was made for, if it does not take images of any other sides; else None."
+    if not hasattr(encoder, "made_of"):  # as `dilo.training.timm_encoder` sets it: name and sides
+        return None
+    try:
+        with torch.no_grad():
+            encoder.feature_map(torch.zeros(1, 3, 67, 101))  # what is fixed, or divided into patches, has other sides
+    except (AssertionError, RuntimeError, ValueError):
+        return max(encoder.made_of[1])
+
+
 class EncoderSaliency:
-    "The activation map of an encoder as a method: float32 `(H, W)` in [0, 1] of an image uint8 `(H, W, 3)`."
+    """The activation map of an encoder as a method: float32 `(H, W)` in [0, 1] of an image uint8 `(H, W, 3)`.
+
+    made_by: a text that identifies the encoder, for the record of the maps."""
 
     __name__ = "activation"
 
     def __init__(self, encoder, made_by):
-        self.encoder, self.made_by = encoder.eval(), made_by
+        self.encoder, self.side = encoder.eval(), _only_side(encoder)
+        self.made_by = made_by if self.side is None else f"{made_by} at {self.side} px"
 
     def __call__(self, image):
         x = torch.from_numpy(np.ascontiguousarray(checked_image(image).transpose(2, 0, 1)))[None].float() / 255
-        with _one_thread():
-            return activation_map(self.encoder, x)[0, 0].numpy()
+        seen = x if self.side is None else F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
+        with _one_thread(), torch.no_grad():
+            return _stretched(self.encoder.feature_map(seen).relu().mean(1), x.shape[2:])[0, 0].numpy()
 
 # %% ../../nbs/saliency/09_encoders.ipynb #34847e87
 def contracam(encoder, images, head=None, temperature=0.2):

@@ -304,7 +304,8 @@ def learned_maps(images, rows, out, *, photos=1000, epochs=12, seed=0, size=224,
     kept in a folder ending in .work, and is removed at the end. The other arguments are those of `saliency_maps`."""
     out = Path(out)
     net, work = out.with_suffix(".safetensors"), out.with_suffix(".work")
-    taken = rows[:: max(1, len(rows) // photos)][:photos]
+    count = min(photos, len(rows))
+    taken = rows[np.arange(count) * len(rows) // count]
     checksum = hashlib.sha256(np.ascontiguousarray(images[taken])).hexdigest()
     made = {"taught": "label-free", "photos": checksum, "epochs": epochs, "seed": seed}
     if not _finished(net, made):

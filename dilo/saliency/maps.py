@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import os
+import pickle
 import re
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs, parallel_config
@@ -32,17 +34,25 @@ from .scores import to_levels
 
 # %% ../../nbs/saliency/06_maps.ipynb #a6b4f5c9
 def _code(method):
-    "Checksum of the source files of a method, or its attribute `made_by` if it has one."
+    "Checksum of the source files of a method and of what a `partial` gives it; or its attribute `made_by` if it has one."
     if hasattr(method, "made_by"):
         return str(method.made_by)
-    function = method.func if isinstance(method, partial) else method
-    files = {inspect.getsourcefile(function), superpixels.__file__, filters.__file__, methods.__file__}
-    read = (
-        Path(file).read_text(encoding="utf-8") if Path(file).is_file() else inspect.getsource(function)
-        for file in sorted(files)
-    )  # fmt: skip
-    text = "".join(read)
-    return hashlib.sha256(text.encode()).hexdigest()
+    asked = f"method is {method!r}; give it an attribute made_by, a text that says which maps it makes"
+    if isinstance(method, partial):
+        try:
+            return f"{_code(method.func)} {joblib.hash((method.args, sorted(method.keywords.items())))}"
+        except (pickle.PicklingError, TypeError, AttributeError) as error:  # what an argument is cannot be told
+            raise ValueError(asked) from error
+    files = {superpixels.__file__, filters.__file__, methods.__file__}
+    try:
+        files.add(inspect.getsourcefile(method))
+        read = [
+            Path(file).read_text(encoding="utf-8") if Path(file).is_file() else inspect.getsource(method)
+            for file in sorted(files)
+        ]
+    except (TypeError, OSError) as error:  # an object, or code that stands in no file
+        raise ValueError(asked) from error
+    return hashlib.sha256("".join(read).encode()).hexdigest()
 
 def _made_by(method, name, size, largest):
     "Everything that a map depends on, besides its image."
@@ -218,9 +228,13 @@ def read_photo(file, largest):
 # %% ../../nbs/saliency/06_maps.ipynb #d1c87bea
 def map_names(photos):
     "Relative path of each photo's map: the photo's, ending in .png; the old ending stays if two maps would clash."
-    stems = pd.Series([photo.with_suffix("").as_posix() for photo in photos])
-    twice = stems.duplicated(keep=False)
-    return [(photo.as_posix() if clash else stem) + ".png" for photo, stem, clash in zip(photos, stems, twice)]
+    whole = pd.Series([photo.as_posix() for photo in photos], dtype=str)
+    names = pd.Series([photo.with_suffix("").as_posix() for photo in photos], dtype=str)
+    kept = pd.Series(False, names.index)
+    while (clash := names.duplicated(keep=False) & ~kept).any():  # a name with its ending may be another's without
+        kept |= clash
+        names = names.where(~kept, whole)
+    return list(names + ".png")
 
 
 # %% ../../nbs/saliency/06_maps.ipynb #3fad0dd5
@@ -259,7 +273,12 @@ def _write_maps(photos, folder, out, method, size, largest, known):
         except ValueError as error:
             records.append({**record, "map": None, "problem": str(error).removeprefix(f"{folder / photo}: ")})
             continue
-        levels = Image.fromarray(to_levels(at_size(method, image, size, largest)))
+        try:
+            levels = Image.fromarray(to_levels(at_size(method, image, size, largest)))
+        except Exception as error:  # whatever a method raises on one photo, the others get their maps
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            records.append({**record, "map": None, "problem": f"the method fails on it ({said})"})
+            continue
         _make_folders(out, target)
         levels = levels.resize((record["width"], record["height"]), Image.Resampling.BILINEAR)
         write_atomically(out / target, lambda part, levels=levels: levels.save(part, "PNG", pnginfo=_signed()))
@@ -336,11 +355,11 @@ def saliency_folder(photos, out, method="rbd", size=224, largest=400, jobs=1, pr
     listed = list(zip(map(Path.as_posix, listing.photos), map_names(listing.photos)))
     name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
     _check_backend(backend, jobs)
-    at_size(function, np.zeros((2, 2, 3), np.uint8), size, largest)  # raises before anything is written
+    at_size(function, np.zeros((2, 2, 3), np.uint8), size, largest)  # raises before anything is written, as the next does
+    made_by = _made_by(function, name, size, largest)
     with claimed(out, "dilo saliency", [photos]):
         check_inside(out, {Path(target).parent for _, target in listed})
         tell(listing, photos, progress)
-        made_by = _made_by(function, name, size, largest)
         share = partial(_write_maps, method=function, size=size, largest=largest)
         with _backend(backend, jobs):
             return _fill(Path(photos).resolve(), Path(out).resolve(), listed, name, function, share, made_by, jobs, progress,

@@ -148,6 +148,5 @@ def main(argv=None):
         sys.exit(str(e))
 
 # %% ../../nbs/study/12_workflow.ipynb #8091e4ae
-#| eval: false
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # not when this notebook runs
     main()
