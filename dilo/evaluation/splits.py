@@ -49,7 +49,7 @@ def evaluate(
     Returns nested dictionaries of floats in [0, 1]: `knn` and `linear` by split (with more than five classes also
     `knn_top5` and `linear_top5`, the share with the right class among the first five); `bg_gap`; `localisation` (with both
     masks, or boxes); `neighbours_of_errors` (with both families: what the nearest neighbours of wrong images share with
-    them); `chance` (the share of the largest class) and `penalty` (the probe's). `right`: which images each classifier
+    them); `chance` (the share of the largest class), `penalty` (the probe's) and `evaluation` (the settings of both classifiers). `right`: which images each classifier
     got right on each split, bool `(N,)`. With more training images than a probe takes, `linear_images` says on how many it
     is fitted (`fit_probe` in dilo.evaluation.probes)."""
     train_f, val_f = (features(encoder, images, size, device) for images in (train_images, val_images))
@@ -64,7 +64,8 @@ def evaluate(
         found = measure(encoder, train, val, probe, size=size, k=k, temperature=temperature, device=device)
         out |= {} if found is None else {name: found}
     chance = val.labels.bincount().max().item() / len(val.labels)
-    return out | {"right": right} | {"chance": chance, "penalty": probe.penalty} | fitted
+    made = dict(k=k, temperature=temperature, holdout=holdout, penalties=" ".join(f"{p:g}" for p in penalties))
+    return out | {"right": right} | {"chance": chance, "penalty": probe.penalty, "evaluation": made} | fitted
 
 # %% ../../nbs/evaluation/04_splits.ipynb #851e035d
 def write_result(path, recipe, seed, result):
