@@ -128,6 +128,14 @@ def _images(data):
     return told
 
 
+def _length(settings):
+    "How long the recipes of the study are trained, in words."
+    each = [settings.training(recipe) for recipe in settings.study.recipes]
+    epochs, batches = (" or ".join(map(str, sorted({getattr(t, k) for t in each}))) for k in ("epochs", "batch"))
+    equal = len({(t.epochs, t.batch) for t in each}) == 1
+    return f"{epochs} epochs, batch {batches}, {'equal' if equal else 'not equal'} steps for all recipes"
+
+
 def _by_what(runs):
     "Precision, code, version of torch and machine of all runs in a sentence; and how the marked recipes differ, in a table."
     keys = ("train.precision", "torch", "code", *MACHINE)
@@ -135,7 +143,7 @@ def _by_what(runs):
     parts = [paragraph("All runs: " + "; ".join(f"{name} {' and '.join(values)}" for name, values in there.items()) + ".")]
     marked = [dict(recipe=r, differs=_otherwise(runs, r)) for r in runs.recipe.unique() if _otherwise(runs, r)]
     if marked:
-        caption = "How the runs of a recipe with † differ from the first run. Their numbers do not compare with the rest."
+        caption = "How the runs of a recipe with † differ from the first run. Their numbers may not compare with the rest."
         parts.append(table(pd.DataFrame(marked), "Made otherwise", caption))
     return parts
 
@@ -145,13 +153,10 @@ def _what_was_run(settings, runs):
     study, m = settings.study, settings.model
     told = ({k: v for k, v in settings.recipes[r].model_dump().items() if v != {}} for r in study.recipes)
     recipes = pd.DataFrame([dict(recipe=r) | values for r, values in zip(study.recipes, told)]).fillna("")
-    each = [settings.training(r) for r in study.recipes]
-    epochs, batches = (" or ".join(map(str, sorted({getattr(t, k) for t in each}))) for k in ("epochs", "batch"))
-    alike = "the recipes do not have the same number of steps" if "or" in epochs + batches else "equal steps for all recipes"
     return [
         paragraph(
             f"Images: {_images(settings.data)}. Encoder: {m.backbone} of width {m.width} at {settings.views.size} px. "
-            f"Training: {epochs} epochs, batch {batches}, seeds {', '.join(map(str, study.seeds))}; {alike}. "
+            f"Training: {_length(settings)}, seeds {', '.join(map(str, study.seeds))}. "
             "Measured: the last epoch's frozen encoder on held-out images; classifiers are "
             "fitted on the original training images, the penalty of the probe chosen on a part of those."
         ),
@@ -159,7 +164,7 @@ def _what_was_run(settings, runs):
         *_by_what(runs),
     ]
 
-
+# %% ../../nbs/study/11_report.ipynb #43661f09
 def _repeats(verified):
     "What `verify` says of the runs of this page; verified: its table, or a text that says why there is none."
     if isinstance(verified, str):
