@@ -49,9 +49,9 @@ def evaluate(
     Returns nested dictionaries of floats in [0, 1]: `knn` and `linear` by split (with more than five classes also
     `knn_top5` and `linear_top5`, the share with the right class among the first five); `bg_gap`; `localisation` (with both
     masks, or boxes); `neighbours_of_errors` (with both families: what the nearest neighbours of wrong images share with
-    them); `chance` (the share of the largest class), `penalty` (the probe's) and `evaluation` (the settings of both classifiers).
-    `right`: which images each classifier got right on each split, bool `(N,)`. With more training images than a probe takes, `linear_images` says on how many it
-    is fitted (`fit_probe` in dilo.evaluation.probes)."""
+    them); `chance` (the share of the largest class); `penalty` (the probe's); `evaluation` (the settings of both
+    classifiers). `right`: which images each classifier got right on each split, bool `(N,)`. With more training images than
+    a probe takes, `linear_images` says on how many it is fitted (`fit_probe` in dilo.evaluation.probes)."""
     train_f, val_f = (features(encoder, images, size, device) for images in (train_images, val_images))
     train = Side(train_images, torch.as_tensor(train_labels), train_f, train_masks, train_families, train_boxes)
     val = Side(val_images, torch.as_tensor(val_labels), val_f, val_masks, val_families, val_boxes)
