@@ -7,6 +7,7 @@ __all__ = ['mean_alpha', 'check_levels', 'BackgroundPool', 'background_pool', 's
            'Views', 'make_views']
 
 # %% ../../nbs/augmentation/04_engine.ipynb #ff97c7cb
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,13 +36,16 @@ def check_levels(saliency, ones=0.0):
     vanish.
 
     A map of levels, too, may have none above 1, such as the crop of a dark place. So the error comes when the ones would
-    fill half a map. Returns how much they fill, to be given as `ones` with the next maps of the same source; -inf as soon
-    as a level is above 1, and from then on nothing is refused."""
+    fill half a map, and before that a warning, once. Returns how much they fill, to be given as `ones` with the next maps
+    of the same source; -inf as soon as a level is above 1, and from then on nothing is refused."""
     if ones == -np.inf or (saliency.numel() and saliency.max() > 1):
         return -np.inf
-    ones += (saliency == 1).float().mean((1, 2, 3)).sum().item()
+    before, ones = ones, ones + (saliency == 1).float().mean((1, 2, 3)).sum().item()
+    told = "no value of saliency is above 1, and its levels are 0..255: multiply masks of 0 and 1 by 255"
     if ones >= 0.5:
-        raise ValueError("no value of saliency is above 1, and its levels are 0..255: multiply masks of 0 and 1 by 255")
+        raise ValueError(told)
+    if ones > before == 0:
+        warnings.warn(told, stacklevel=2)
     return ones
 
 
