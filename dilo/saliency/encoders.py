@@ -26,11 +26,12 @@ def _stretched(maps, size):
     return torch.where(high - low > 1e-12, (maps - low) / (high - low).clamp(min=1e-12), 0.0)
 
 @torch.no_grad()
-def activation_map(encoder, images):
+def activation_map(encoder, images, size=None):
     """Activation map of an encoder, float32 `(B, 1, H, W)` in [0, 1], for images float `(B, 3, H, W)` in [0, 1].
 
-    The mean over channels of `encoder.feature_map` after a ReLU. `encoder`: for example a `dilo.training.Encoder`."""
-    return _stretched(encoder.feature_map(images).relu().mean(1), images.shape[2:])
+    The mean over channels of `encoder.feature_map` after a ReLU. `encoder`: for example a `dilo.training.Encoder`. size:
+    height and width of the map, px; by default those of the images."""
+    return _stretched(encoder.feature_map(images).relu().mean(1), size or images.shape[2:])
 
 # %% ../../nbs/saliency/09_encoders.ipynb #b317a7a2
 def _only_side(encoder):
@@ -58,8 +59,8 @@ class EncoderSaliency:
     def __call__(self, image):
         x = torch.from_numpy(np.ascontiguousarray(checked_image(image).transpose(2, 0, 1)))[None].float() / 255
         seen = x if self.side is None else F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
-        with _one_thread(), torch.no_grad():
-            return _stretched(self.encoder.feature_map(seen).relu().mean(1), x.shape[2:])[0, 0].numpy()
+        with _one_thread():
+            return activation_map(self.encoder, seen, x.shape[2:])[0, 0].numpy()
 
 # %% ../../nbs/saliency/09_encoders.ipynb #34847e87
 def contracam(encoder, images, head=None, temperature=0.2):
