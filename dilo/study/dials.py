@@ -140,15 +140,18 @@ def dial_figure(folder, dials=DIALS, places=PLACES):
 
 # %% ../../nbs/study/04_dials.ipynb #33ba23fc
 def dial_text(folder, dials=DIALS, measure="linear.mixed_rand"):
-    "Sentences that say what the right map is worth at each setting of the first dial. Empty if nothing was run."
-    parts, dial = [], dials[0]
-    for value, profile in dial.points:
+    "Sentences that say what the right map is worth at each setting of the dials. Empty if nothing was run."
+    parts, points = [], {}
+    for dial in dials:
+        for value, profile in dial.points:
+            points.setdefault(profile, f"{dial.name} {value:g}")  # where the dials cross, one sentence
+    for profile, setting in points.items():
         found = compare(Path(folder) / profile, *PAIRS["RBD - RBD of another image"], measure)
         whole = compare(Path(folder) / profile, *PAIRS["RBD - MoCo v2"], measure)
         if found["seeds"]:
             seeds, of_whole = ("one seed" if n == 1 else f"{n} seeds" for n in (found["seeds"], whole["seeds"]))
             gained = f" The gain over MoCo v2 is {_told(whole)} ({of_whole})." if whole["seeds"] else ""
-            parts.append(f"With {dial.name} {value:g}, the right map is worth {_told(found)} points ({seeds}).{gained}")
+            parts.append(f"With {setting}, the right map is worth {_told(found)} points ({seeds}).{gained}")
     if parts:
         parts.append(
             "Behind ±: half of the 95 % t-interval over seeds, where there are two or more. In brackets: the 95 % interval "
