@@ -7,6 +7,7 @@ __all__ = ['epoch_batches', 'share_of', 'learning_rate', 'LARS', 'optimiser_of',
 
 # %% ../../nbs/training/03_optimisation.ipynb #2465a128
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -90,8 +91,16 @@ def view_size(train, epoch, full):
 def machine_precision(wanted="auto"):
     """What a precision becomes on this machine: fp32, bf16 or fp16. `auto` is bf16 if the hardware has it, else fp32.
 
-    wanted: auto, fp32, bf16 or fp16. Raises ValueError for fp16 without an accelerator."""
-    if wanted == "fp16" and not torch.accelerator.is_available():
+    wanted: auto, fp32, bf16 or fp16. Raises ValueError for fp16 without an accelerator. Warns of bf16 on a processor that
+    cannot compute in it."""
+    gpu = torch.accelerator.is_available()
+    if wanted == "bf16" and not gpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warnings.warn(
+            "train.precision = 'bf16': this processor has no instructions for it, so a step takes some 30 times as long as "
+            "in fp32. `precision: fp32` is fast here, but gives other numbers",
+            stacklevel=2,
+        )
+    if wanted == "fp16" and not gpu:
         raise ValueError("train.precision = 'fp16' is not allowed here: there is no GPU; bf16, fp32 and auto are")
     if wanted != "auto":
         return wanted
