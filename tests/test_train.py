@@ -135,7 +135,7 @@ def test_imagenet_settings_fit_a_tree_of_its_shape(fresh):
                 Image.fromarray(pixels).resize(size).save(place / f"{synset}_{number}.JPEG")
     fresh.edit("profiles/imagenet.yaml", "folder: ../imagenet,", "folder: ../imagenet, storage: streamed,")
     fresh.edit("profiles/imagenet.yaml", "jobs: 64", "jobs: 2")
-    # a processor without bf16 emulates it, some ten times slower
+    # a processor without bf16 emulates it, ten to thirty times slower
     fresh.edit("profiles/imagenet.yaml", "precision: bf16", "precision: fp32")
     fresh.run("python", "-m", "dilo.config", "imagenet")
     fresh.run("dvc", "repro", "saliency")

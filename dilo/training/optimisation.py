@@ -96,8 +96,8 @@ def machine_precision(wanted="auto"):
     gpu = torch.accelerator.is_available()
     if wanted == "bf16" and not gpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         warnings.warn(
-            "train.precision = 'bf16': this processor has no instructions for it, so a step takes some 30 times as long as "
-            "in fp32. `precision: fp32` is fast here, but gives other numbers",
+            "train.precision = 'bf16': this processor has no instructions for it, so a step takes ten to thirty times as "
+            "long as in fp32. `precision: fp32` is fast here, but gives other numbers",
             stacklevel=2,
         )
     if wanted == "fp16" and not gpu:
