@@ -17,22 +17,22 @@ import pytest
 import torch
 from conftest import PEAK
 from PIL import Image
+from running import ROOT, runner
 from skimage import data
 
 from dilo.data import render_world
 from dilo.training import Encoder, save_encoder
 
-ROOT = Path(__file__).resolve().parents[1]
 ENV = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 def dilo(*arguments, status=0, cwd=None):
     "Standard output and error of `dilo ...`, which must end with `status` and never with a traceback."
-    command = [sys.executable, "-m", "dilo.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd)
-    assert done.returncode == status, f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout, done.stderr
+    done = runner()(arguments, cwd or os.getcwd())
+    out, err = done["out"], done["err"]
+    assert done["status"] == status, f"dilo {' '.join(map(str, arguments))} exited with {done['status']}:\n{out}{err}"
+    assert "Traceback" not in err, err
+    return out, err
 
 
 def digests(folder):

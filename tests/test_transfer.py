@@ -20,7 +20,7 @@ import torch
 import torch.multiprocessing as mp
 from PIL import Image
 from safetensors.torch import load_file
-from test_cli import ENV, ROOT
+from test_cli import ENV, ROOT, dilo
 
 from dilo.cli import main
 from dilo.config import Study, Transfer, load_settings
@@ -93,14 +93,8 @@ def test_a_hidden_layer_in_the_head(place, tmp_path, task):
 def whole(place):
     "A run of `dilo transfer classify` that nothing interrupts; its folder and the options."
     options = ["--length", 40, "--batch", 8, "--quiet"]
-    alone(command_of(place, "classify", place / "whole", *options))
+    dilo(*command_of(place, "classify", place / "whole", *options))
     return place / "whole", options[:-1]
-
-
-def alone(words):
-    "Runs `dilo ...` in a process of its own: libraries of other tests may have changed how this one rounds."
-    done = subprocess.run([sys.executable, "-m", "dilo.cli", *words], env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def until(running, text, seconds=120):
@@ -124,7 +118,7 @@ def test_it_goes_on_after_an_interruption(place, whole, tmp_path, how):
     if how == signal.SIGINT:
         assert running.returncode == 130 and "the same command goes on from here" in told and "Traceback" not in told
         assert (tmp_path / "cut/encoder/last.pt").is_file() and re.search(r"stopped after step \d+ of 120", told)
-    alone([*command, "--quiet"])
+    dilo(*command, "--quiet")
     for name in ("encoder", "random"):
         assert (tmp_path / f"cut/{name}/model.safetensors").read_bytes() == (
             whole[0] / f"{name}/model.safetensors"

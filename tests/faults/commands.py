@@ -1,11 +1,9 @@
-"The commands of the campaign, what they read, a process that runs them again and again (runner.py), and what they leave."
+"The commands of the campaign, what they read, and what they leave."
 
 import hashlib
 import json
 import os
 import subprocess
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,35 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from running import runner
 
 from dilo.data import render_world
 from dilo.training import Encoder, save_encoder
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@contextmanager
-def running(path=(), **changed):
-    """A function that runs `dilo ...` in a folder, killed after some seconds or not, and tells how it ended.
-
-    path: folders of modules to come first. changed: of the environment. meanwhile: called once while the command runs."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([*path, str(ROOT)]), "OMP_NUM_THREADS": "1"} | changed
-    runner = [sys.executable, str(Path(__file__).with_name("runner.py"))]
-    process = subprocess.Popen(runner, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-
-    def ask(arguments, folder, kill=None, meanwhile=None):
-        asked = dict(arguments=[str(word) for word in arguments], folder=str(folder), kill=kill)
-        process.stdin.write(json.dumps(asked) + "\n")
-        process.stdin.flush()
-        if meanwhile is not None:
-            meanwhile()
-        return json.loads(process.stdout.readline())
-
-    yield ask
-    process.stdin.close()
-    process.wait(60)
-
-
+MANY = int(os.environ.get("DILO_FAULTS", 1)) > 1  # `make faults`, not `make test`
 SMALL = [f"--set={s}" for s in ("model.width=8", "data.size=40", "data.storage=packed", "saliency.size=64")]
 SMALL += ["--set=train.precision=fp32", "--size", "40", "--epochs", "4", "--batch", "16", "--jobs", "1", "--quiet"]
 PRETRAIN = ["pretrain", "photos/train", "--out", "out", *SMALL, "--recipe"]
@@ -92,19 +67,22 @@ def mounted():
 
 @pytest.fixture(scope="module")
 def run():
-    with running() as ask:
-        yield ask
+    return runner()
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, run):
-    "A folder with photos, an encoder and a finished run; nothing in it changes."
-    folder = tmp_path_factory.mktemp("faults")
-    write_photos(folder, 96, 48)
-    write_photos(folder, 160, 800, "large")  # whose reading takes longer than learning from them
-    done = run([*PRETRAIN[:3], "run", *PRETRAIN[4:], "moco"], folder)
+    "A folder with photos, an encoder and a finished run; nothing in it changes, and the modules share it."
+    folder = tmp_path_factory.getbasetemp() / "faults"
+    if folder.exists():
+        return folder
+    new = tmp_path_factory.mktemp("new")
+    write_photos(new, 96, 48)
+    if MANY:
+        write_photos(new, 160, 800, "large")  # whose reading takes longer than learning from them
+    done = run([*PRETRAIN[:3], "run", *PRETRAIN[4:], "moco"], new)
     assert done["status"] == 0, done["said"]
-    return folder
+    return new.rename(folder)
 
 
 def inputs(place, folder, names=("photos", "large", "many", "e.safetensors", "run")):

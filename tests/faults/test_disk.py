@@ -2,12 +2,10 @@
 
 Needs to be allowed to mount a small disk. `make test` fills it once in two commands, `make faults` at more sizes in all."""
 
-import os
 
 import pytest
-from commands import COMMANDS, contents, inputs, mounted, place, run  # noqa: F401, the last three are fixtures
+from commands import COMMANDS, MANY, contents, inputs, mounted, place, run  # noqa: F401, the last three are fixtures
 
-MANY = int(os.environ.get("DILO_FAULTS", 1)) > 1
 SIZES = (0.15, 0.4, 0.7, 0.9) if MANY else (0.6,)
 
 

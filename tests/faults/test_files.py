@@ -4,7 +4,6 @@ DILO_FAULTS says how many of each kind: `make faults` many, `make test` a few. H
 
 import io
 import json
-import os
 import shutil
 import struct
 import time
@@ -13,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import write_photos
+from commands import MANY, write_photos
 from safetensors.torch import load_file, save_file
 
 from dilo.cli import main
 from dilo.config import SettingsError, load_settings
 
-MANY = int(os.environ.get("DILO_FAULTS", 1)) > 1
 WORDS = [b"nan", b"-1", b"0", b"1e999", b"null", b"''", b"[]", b"{}", b"true", b"9" * 400, b"*a", b"&a", b"\xff"]
 WORDS += [b"!!python/object:os"]
 

@@ -2,11 +2,11 @@
 
 `make test` has all of this at once, `make faults` each alone, too."""
 
-import os
 import shutil
 
 import pytest
-from commands import running, write_photos
+from commands import MANY, write_photos
+from running import running
 
 CLOCK = """
 import time
@@ -43,7 +43,7 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("name", SITUATIONS if int(os.environ.get("DILO_FAULTS", 1)) > 1 else ["all"])
+@pytest.mark.parametrize("name", SITUATIONS if MANY else ["all"])
 def test_every_command_works(tmp_path, name):
     about = SITUATIONS[name]
     folder = tmp_path / about.get("name", "place")

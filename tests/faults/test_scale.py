@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-from commands import ROOT
+from commands import MANY
+from running import ROOT
 
-MANY = int(os.environ.get("DILO_FAULTS", 1)) > 1
 
 SETTINGS = """
 import json, math, sys, threading, time

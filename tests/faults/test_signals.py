@@ -7,7 +7,8 @@ import sys
 import time
 
 import pytest
-from commands import COMMANDS, PRETRAIN, ROOT, contents, inputs, of, place, run  # noqa: F401, the last two are fixtures
+from commands import COMMANDS, MANY, PRETRAIN, contents, inputs, of, place, run  # noqa: F401, the last two are fixtures
+from running import ROOT
 
 READ = ["--set=data.storage=streamed", "--set=train.workers=2", "--epochs", "12"]
 JOBS = {  # with the files whose coming shows that they are at work
@@ -17,7 +18,7 @@ JOBS = {  # with the files whose coming shows that they are at work
 }
 
 
-@pytest.mark.parametrize("name", JOBS if int(os.environ.get("DILO_FAULTS", 1)) > 1 else ["pretrain"])
+@pytest.mark.parametrize("name", JOBS if MANY else ["pretrain"])
 def test_the_end_of_a_job_costs_nothing(place, run, tmp_path, name):  # noqa: F811
     command, sign = JOBS[name]
     whole, folder = inputs(place, tmp_path / "whole"), inputs(place, tmp_path / "place")
