@@ -4,16 +4,18 @@ A line of JSON on standard input: arguments, folder, kill (seconds after which S
 seconds, the session of the run, and what it wrote to standard output and to standard error.
 """
 
+import atexit
 import json
 import os
 import signal
 import sys
 import tempfile
 import time
+import traceback
 
 
 def started(arguments, folder, out, err):
-    "The process number of a new session that runs the command; that process ends as any Python does."
+    "The process number of a new session that runs the command. It ends as Python does, but does not take its modules apart."
     child = os.fork()
     if child:
         return child
@@ -21,7 +23,17 @@ def started(arguments, folder, out, err):
     for stream, file in enumerate((os.open(os.devnull, os.O_RDONLY), out.fileno(), err.fileno())):
         os.dup2(file, stream)
     os.chdir(folder)
-    sys.exit(main(arguments))
+    status = 1
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status or 0)
 
 
 def ended(child, since, kill):
