@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
@@ -30,6 +31,7 @@ def started(arguments, folder, out, err):
         status = end.code
     except BaseException:
         traceback.print_exc()
+    threading._shutdown()  # as Python's own end does: first what waits for workers, then the rest
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
