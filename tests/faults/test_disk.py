@@ -2,7 +2,6 @@
 
 Needs to be allowed to mount a small disk. `make test` fills it once in two commands, `make faults` at more sizes in all."""
 
-
 import pytest
 from commands import COMMANDS, MANY, contents, inputs, mounted, place, run  # noqa: F401, the last three are fixtures
 

@@ -15,7 +15,6 @@ from commands import COMMANDS, MANY, contents, inputs, mounted, place, run  # no
 from running import ROOT, running
 
 
-
 def named(done, word):
     "The last line of what a command that failed has said, which must hold the word; no traceback."
     last = done["said"].strip().splitlines()[-1]

@@ -12,7 +12,6 @@ import pytest
 from commands import MANY
 from running import ROOT
 
-
 SETTINGS = """
 import json, math, sys, threading, time
 from pathlib import Path
