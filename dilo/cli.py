@@ -635,6 +635,14 @@ def _open_streams():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
+
+def _leave_unprinted():
+    "Drops what standard output does not take: Python would try once more at its end, and end with 120."
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 def _said(error):
     "Says what went wrong in a line."
     if _is_memory(error):
@@ -673,6 +681,8 @@ def main(argv=None):
         said = "the same command goes on from here" if kept else "nothing was kept"
         print(f"dilo: {str(stop) or f'interrupted; {said}'}", file=sys.stderr)
         return 130
+    finally:
+        _leave_unprinted()
 
 # %% ../nbs/99_cli.ipynb #a7812554
 if __name__ == "__main__" and "__file__" in globals():  # not when this notebook runs

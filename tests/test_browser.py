@@ -181,6 +181,7 @@ def test_the_explorer_follows_its_widgets(smoke, lab, page, tmp_path):
 def test_the_report_reads_well(smoke, page):
     "Opens the page from the disk as a reader does: on a desk and on a phone, light and dark."
     told, asked = [], []
+    page.goto("about:blank")  # an open JupyterLab asks its server now and then
     page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
