@@ -635,7 +635,6 @@ def _open_streams():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
-
 def _leave_unprinted():
     "Drops what standard output does not take: Python would try once more at its end, and end with 120."
     try:
